@@ -47,6 +47,10 @@ COMMANDS: dict[str, Command] = {
         "mmalign.data.convert:convert",
         "Turn a dataset from one format into another.",
     ),
+    "label": (
+        "mmalign.labelling.label:label",
+        "Give preferences by hand, on a local page.",
+    ),
     "objectives": (
         "mmalign.objectives.listing:objectives",
         "List the objectives: name, formula, paper and what each needs.",

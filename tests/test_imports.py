@@ -19,7 +19,7 @@ LAYERS = [
     {"records", "settings", "objectives"},
     {"report"},
     {"adapters", "attention", "data", "reference", "rewards"},
-    {"training", "evaluation", "playground"},
+    {"training", "evaluation", "labelling", "playground"},
     {"data_builders"},
     {"pipelines"},
     {"cli"},
