@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
+from collections import Counter
 from dataclasses import dataclass
-from importlib.resources import files
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +14,13 @@ from rich.text import Text as Cell
 
 from mmalign.data.dataset import Preferences
 from mmalign.data.errors import RecordError
+from mmalign.data.gallery import Gallery, render, side_for
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.data.statistics import Statistics
+from mmalign.data.store import MANIFEST
 from mmalign.files import whole_file
-from mmalign.records import Media, Message, Part, Preference, Text
-
-THUMBNAIL = 256
-"""Longer side of an image on the page, in pixels."""
+from mmalign.records import Media, Preference, media_of
+from mmalign.report.histograms import histograms
 
 
 def inspect(
@@ -34,7 +31,7 @@ def inspect(
     split: str | None = None,
     columns: list[str] | None = None,
     limit: int | None = None,
-    show: int = 200,
+    show: int = 2000,
 ) -> dict[str, Any]:
     """Show what is in a dataset of preferences.
 
@@ -59,27 +56,36 @@ def inspect(
     gathered = Statistics()
     gathered.add_all(part.checked())
     about = {"dataset": opened.where, "format": opened.format, "rows": len(opened)}
+    about["quarantine"] = quarantined(Path(dataset))
     statistics = {**about, "columns": list(opened.columns), **gathered.summary()}
     _show(opened.describe(), statistics)
     if out is not None:
         with whole_file(out / "statistics.json") as partial:
             partial.write_text(json.dumps(statistics, indent=1) + "\n")
         with whole_file(out / "index.html") as partial:
-            partial.write_text(page(part, statistics, show), encoding="utf-8")
+            partial.write_text(page(part, gathered, about, show), encoding="utf-8")
     return statistics
 
 
-def page(preferences: Preferences, statistics: dict[str, Any], show: int) -> str:
-    """The HTML page with the statistics and the first `show` preferences; needs no other file."""
-    from jinja2 import Environment  # for the page only
+def page(preferences: Preferences, gathered: Statistics, about: dict[str, Any], show: int) -> str:
+    """The HTML page with the statistics and the first `show` preferences; needs no other file.
 
-    shown = [_entry(row, record) for row, record in islice(preferences.checked(), show)]
-    template = files("mmalign.data").joinpath("page.html").read_text(encoding="utf-8")
-    return (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(statistics=statistics, sheets=_sheets(statistics), entries=shown)
-    )
+    about: dataset, format and rows of the whole.
+    """
+    statistics = {**about, **gathered.summary()}
+    part = preferences[:show]
+    images = sum(_images(record) for _, record in part.checked())
+    plots = histograms({name: found.values for name, found in gathered.distributions.items()})
+    gallery = Gallery(part.checked(), side_for(images))
+    return render(gallery, statistics=statistics, sheets=_sheets(statistics), plots=plots)
+
+
+def _images(record: Preference | RecordError) -> int:
+    """Images of a record; candidates mostly share those of the prompt."""
+    if isinstance(record, RecordError):
+        return 0
+    answers = [part for sample in record.candidates for part in sample.response]
+    return len(media_of(record.chosen.prompt)) + sum(isinstance(part, Media) for part in answers)
 
 
 def _show(about: str, statistics: dict[str, Any]) -> None:
@@ -114,6 +120,8 @@ def _sheets(statistics: dict[str, Any]) -> list[Sheet]:
     sheets += [
         _counted("faults", statistics["faults"]),
         _counted("refused", statistics["refused"]),
+        _counted("in quarantine, from when it was made", statistics["quarantine"]),
+        _agreement(statistics["agreement"]),
         _counted("prompts", statistics["prompts"]),
         _counted("messages per prompt", statistics["turns"]),
         _counted("images per prompt", statistics["images_per_prompt"]),
@@ -125,6 +133,26 @@ def _sheets(statistics: dict[str, Any]) -> list[Sheet]:
     return [sheet for sheet in sheets if sheet.rows]
 
 
+def quarantined(folder: Path) -> dict[str, int]:
+    """Reasons for which records were refused when the dataset in `folder` was made, with counts."""
+    reasons: Counter[str] = Counter()
+    for file in sorted(folder.glob("*.jsonl")) if (folder / MANIFEST).exists() else ():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            reasons[json.loads(line)["reason"]] += 1
+    return dict(reasons)
+
+
+def _agreement(found: dict[str, float] | None) -> Sheet:
+    if found is None:
+        return Sheet(("agreement", ""), [])
+    repeated, share = found.values()
+    counts = {
+        "pairs judged more than once": f"{repeated:g}",
+        "verdicts with the majority": f"{share:.1%}",
+    }
+    return _counted("agreement", counts)
+
+
 def _counted(title: str, counts: dict[str, Any]) -> Sheet:
     return Sheet((title, ""), [(name, str(count)) for name, count in counts.items()])
 
@@ -133,47 +161,3 @@ def _measured(title: str, summaries: dict[str, dict[str, float]]) -> Sheet:
     header = (title, "count", "mean", "min", "median", "p95", "max")
     rows = [(name, *(f"{found[c]:.6g}" for c in header[1:])) for name, found in summaries.items()]
     return Sheet(header, rows)
-
-
-def _entry(row: int, record: Preference | RecordError) -> dict[str, Any]:
-    """One preference as the page's script takes it."""
-    if isinstance(record, RecordError):
-        return {"row": row, "error": str(record), "candidates": [], "prompt": []}
-    first, *others = record.candidates
-    shared = all(sample.prompt == first.prompt for sample in others)
-    candidates = [
-        {
-            "grade": grade,
-            "prompt": [] if shared else _turns(sample.prompt),
-            "response": _parts(sample.response),
-        }
-        for sample, grade in zip(record.candidates, record.grades, strict=True)
-    ]
-    notes = {"source": record.source.builder, **{k: f"{v:g}" for k, v in record.aux.items()}}
-    prompt = _turns(first.prompt) if shared else []
-    return {"row": row, "prompt": prompt, "candidates": candidates, "notes": notes}
-
-
-def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    return [{"role": message.role, "parts": _parts(message.parts)} for message in messages]
-
-
-def _parts(parts: tuple[Part, ...]) -> list[dict[str, str]]:
-    return [{"text": p.text} if isinstance(p, Text) else _thumbnail(p) for p in parts]
-
-
-def _thumbnail(media: Media) -> dict[str, str]:
-    """A small JPEG as a data: URI, or in its place a text that says why there is none."""
-    from PIL import Image, ImageOps, UnidentifiedImageError  # for the page only
-
-    if media.kind == "video":
-        return {"text": f"[video {media.path or 'held as bytes'}]"}
-    try:
-        with Image.open(io.BytesIO(media.content)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.thumbnail((THUMBNAIL, THUMBNAIL))
-            small = io.BytesIO()
-            image.convert("RGB").save(small, "JPEG", quality=80)
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        return {"text": f"[image that cannot be shown: {error}]"}
-    return {"image": "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode()}

@@ -59,6 +59,8 @@ class Statistics:
         self.longer = self.shorter = self.pairs = 0
         self._ids: set[int] = set()
         self._prompt_ids: set[int] = set()
+        self._image_ids: set[int] = set()
+        self._verdicts: dict[int, list[int]] = {}
 
     def add_all(self, records: Iterable[tuple[int, Preference | RecordError]]) -> None:
         """Add records, and count those that could not be read."""
@@ -80,12 +82,31 @@ class Statistics:
         self.faults["repeated prompts"] += ids[1] in self._prompt_ids
         self._ids.add(ids[0])
         self._prompt_ids.add(ids[1])
+        self._count_images(preference)
+        self._count_verdict(preference)
+        for reward in _rewards(preference):
+            self._measure("reward", reward)
         self._count_kind(preference)
         self._count_prompt(preference.chosen.prompt)
         self._count_responses(preference)
         for name, value in preference.aux.items():
             self.aux.setdefault(name, Numbers()).add(float(value))
         self.sources[preference.source.builder] += 1
+
+    @property
+    def distributions(self) -> dict[str, Numbers]:
+        """Every distribution by its name."""
+        return {**self.numbers, **self.aux}
+
+    @property
+    def agreement(self) -> dict[str, float] | None:
+        """Pairs of candidates that were judged more than once, and the share of verdicts on them
+        that are the majority's; None without any."""
+        judged = [verdicts for verdicts in self._verdicts.values() if sum(verdicts) > 1]
+        if not judged:
+            return None
+        agreeing = sum(map(max, judged)) / sum(map(sum, judged))
+        return {"judged more than once": len(judged), "verdicts with the majority": agreeing}
 
     def summary(self) -> dict[str, Any]:
         """All figures, as JSON."""
@@ -101,6 +122,7 @@ class Statistics:
             "chosen_longer": self.longer / self.pairs if self.pairs else None,
             "rejected_longer": self.shorter / self.pairs if self.pairs else None,
             "faults": dict(self.faults),
+            "agreement": self.agreement,
             "aux": {name: numbers.summary() for name, numbers in self.aux.items()},
             "sources": dict(self.sources),
         }
@@ -125,6 +147,19 @@ class Statistics:
         self.prompts["plain" if prompt and prompt[0].role == PLAIN else "conversations"] += 1
         self._measure_text("prompt", " ".join(text_of(message.parts) for message in prompt))
 
+    def _count_images(self, preference: Preference) -> None:
+        """Different preferences about the same image leak from one split into another."""
+        digests = {_short(media.digest) for media in media_of(preference.chosen.prompt)}
+        self.faults["images seen in an earlier preference"] += bool(digests & self._image_ids)
+        self._image_ids |= digests
+
+    def _count_verdict(self, preference: Preference) -> None:
+        """Which of two candidates was preferred, whoever was asked; ties are no verdict."""
+        if len(preference.candidates) != 2 or preference.grades[0] == preference.grades[1]:
+            return
+        first, second = (_short(sample.id) for sample in preference.candidates)
+        self._verdicts.setdefault(first ^ second, [0, 0])[first > second] += 1
+
     def _count_responses(self, preference: Preference) -> None:
         samples = preference.candidates
         self.faults["empty responses"] += any(map(_is_empty, samples))
@@ -145,6 +180,14 @@ class Statistics:
 
     def _measure(self, name: str, value: float) -> None:
         self.numbers.setdefault(name, Numbers()).add(value)
+
+
+def _rewards(preference: Preference) -> list[float]:
+    """What a reward gave each response that there was to choose from, if a builder noted it."""
+    noted = preference.source.details.get("rewards")
+    if not isinstance(noted, list | tuple):
+        return []
+    return [float(reward) for reward in noted if isinstance(reward, int | float)]
 
 
 def _is_empty(sample: Sample) -> bool:

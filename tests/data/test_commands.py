@@ -51,6 +51,7 @@ def test_statistics_find_planted_faults(tmp_path: Path) -> None:
     assert found["faults"] == {
         "repeated preferences": 1,
         "repeated prompts": 3,
+        "images seen in an earlier preference": 0,
         "ties": 1,
         "empty responses": 1,
         "identical chosen and rejected": 1,
@@ -87,13 +88,11 @@ def test_the_page_shows_records_and_is_safe(tmp_path: Path) -> None:
     assert data is not None
     entries = json.loads(data[1])
     assert entries[0]["prompt"][1]["parts"] == [{"text": "</script><script>alert(1)</script>"}]
-    assert [list(part) for part in entries[1]["prompt"][0]["parts"]] == [
-        ["image"],
-        ["text"],
-        ["image"],
-        ["text"],
-    ]
-    assert entries[1]["prompt"][0]["parts"][0]["image"].startswith("data:image/jpeg;base64,")
+    kinds = ["image" if "image" in part else "text" for part in entries[1]["prompt"][0]["parts"]]
+    assert kinds == ["image", "text", "image", "text"]
+    shown = entries[1]["prompt"][0]["parts"][0]
+    assert shown["size"] == [8, 8]
+    assert f'id="i{shown["image"]}">data:image/jpeg;base64,' in page
     assert entries[2]["prompt"] == []
     assert [len(c["prompt"]) for c in entries[2]["candidates"]] == [1, 1]
     assert len(entries[4]["candidates"]) == 4
