@@ -56,7 +56,8 @@ class Table:
 class Selection:
     """(n,) each: the terms as they were added, their sum, and whether the pair is kept.
 
-    importance: with diversity "greedy", of kept pairs at the moment they were taken.
+    With diversity "greedy" a pair's diversity is that of the moment when it was taken: nan for
+    pairs that were not, and missing in their importance.
     """
 
     margin: NDArray[np.float64]
@@ -83,24 +84,25 @@ def select(
     to all others (FiFA); "greedy" takes pair after pair, and measures to those already taken.
     least_quality: pairs below it are never kept. Equal importance: the earlier pair.
     """
-    logs = np.zeros(len(embeddings))
-    if weights.gamma and len(embeddings) > weights.k:
-        logs = np.log(np.maximum(kth_distances(embeddings, weights.k, seed=seed), NEAREST))
     margin = normalised(table.margin, weights.normalise)
     quality = normalised(table.quality, weights.normalise)
-    spread = normalised(logs[table.prompt], weights.normalise)
-    importance = margin + weights.alpha * quality + weights.gamma * spread
+    base = margin + weights.alpha * quality
     allowed = np.ones(len(margin), bool)
     if least_quality is not None:
         allowed &= table.quality >= least_quality
     if diversity == "greedy":
-        base = margin + weights.alpha * quality
-        taken, gained = _greedy(
+        spread, importance = np.full(len(base), np.nan), base.copy()
+        taken, spread_of_taken = _greedy(
             base, allowed, table.prompt, embeddings, count, weights.gamma, max_per_prompt
         )
-        importance = importance.copy()
-        importance[taken] = gained
+        spread[taken] = spread_of_taken
+        importance[taken] += weights.gamma * spread[taken]
     else:
+        logs = np.zeros(len(embeddings))
+        if weights.gamma and len(embeddings) > weights.k:
+            logs = np.log(np.maximum(kth_distances(embeddings, weights.k, seed=seed), NEAREST))
+        spread = normalised(logs[table.prompt], weights.normalise)
+        importance = base + weights.gamma * spread
         taken = _top(importance, allowed, table.prompt, count, max_per_prompt)
     selected = np.zeros(len(margin), bool)
     selected[taken] = True
@@ -145,40 +147,60 @@ def _greedy(
     gamma: float,
     max_per_prompt: int | None,
 ) -> tuple[list[int], list[float]]:
-    """Pairs by base + gamma * log distance to the nearest prompt taken before.
+    """Pairs by base + gamma * log distance to the nearest prompt taken before, and these logs.
 
-    Distances only fall while pairs are taken, so that a pair whose importance, brought up to date,
-    is still the largest of all outdated ones is the next: few are brought up to date at all.
+    Distances only fall while pairs are taken, so that the prompt whose best pair, brought up to
+    date, still gains most of all outdated ones is the next: few are brought up to date at all.
     """
     points = np.asarray(embeddings, np.float32)
-    farthest = float(np.linalg.norm(points.max(0) - points.min(0))) or 1.0
-    nearest = np.full(len(points), farthest)
+    waiting = _by_prompt(base, allowed, prompt, max_per_prompt)
+    nearest = np.full(len(points), float(np.linalg.norm(points.max(0) - points.min(0))) or 1.0)
     measured = np.zeros(len(points), int)  # how many of the places taken are in `nearest`
     places: list[NDArray[np.float32]] = []
-    used: Counter[int] = Counter()
-    start = gamma * np.log(farthest)
-    heap = [(-(base[i] + start), int(i)) for i in np.flatnonzero(allowed)]
-    heapq.heapify(heap)
     taken: list[int] = []
-    gained: list[float] = []
+    spread: list[float] = []
+
+    def gain(own: int) -> tuple[float, int, int]:
+        """An entry of the heap: smaller for a larger gain, and for an earlier pair."""
+        pair = waiting[own][-1]
+        return -(base[pair] + gamma * np.log(max(nearest[own], NEAREST))), pair, own
+
+    heap = [gain(own) for own in waiting]
+    heapq.heapify(heap)
     while heap and len(taken) < count:
-        _, pair = heapq.heappop(heap)
-        own = int(prompt[pair])
-        if max_per_prompt is not None and used[own] >= max_per_prompt:
-            continue
+        _, pair, own = heapq.heappop(heap)
         if fresh := places[measured[own] :]:
             away = np.linalg.norm(np.stack(fresh) - points[own], axis=1).min()
             nearest[own], measured[own] = min(nearest[own], away), len(places)
-        value = base[pair] + gamma * np.log(max(nearest[own], NEAREST))
-        if heap and (-value, pair) > heap[0]:
-            heapq.heappush(heap, (-value, pair))
+        entry = gain(own)
+        if heap and entry > heap[0]:
+            heapq.heappush(heap, entry)
             continue
         taken.append(pair)
-        gained.append(float(value))
-        if not used[own]:
+        spread.append(float(np.log(max(nearest[own], NEAREST))))
+        if nearest[own] > 0:  # the first of its prompt
             places.append(points[own])
-        used[own] += 1
-    return taken, gained
+            nearest[own] = 0.0
+        waiting[own].pop()
+        if waiting[own]:
+            heapq.heappush(heap, gain(own))
+    return taken, spread
+
+
+def _by_prompt(
+    base: NDArray[np.float64],
+    allowed: NDArray[np.bool_],
+    prompt: NDArray[np.int64],
+    most: int | None,
+) -> dict[int, list[int]]:
+    """The best pairs of each prompt, at most `most`, the best one last."""
+    found: dict[int, list[int]] = {}
+    for pair in np.argsort(-base, kind="stable"):
+        if allowed[pair]:
+            own = found.setdefault(int(prompt[pair]), [])
+            if most is None or len(own) < most:
+                own.append(int(pair))
+    return {own: pairs[::-1] for own, pairs in found.items()}
 
 
 def build(
