@@ -23,7 +23,7 @@ Pick = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass
-class _Going:
+class Going:
     """The rows that are still decoded: their numbers, last tokens, masks and positions."""
 
     rows: Tensor
@@ -49,7 +49,7 @@ def decode(
 
     lm: a causal language model of transformers whose cache can be indexed by rows.
     """
-    logits, cache, going = _read(lm, prompts, pad_id)
+    logits, cache, going = read_prompts(lm, prompts, pad_id)
     stops = torch.tensor(sorted(stop_ids), device=logits.device)
     answers: list[list[int]] = [[] for _ in prompts]
     for step in range(steps):
@@ -79,10 +79,11 @@ def decode(
     return answers
 
 
-def _read(
+def read_prompts(
     lm: Any, prompts: Sequence[Sequence[int]], pad_id: int
-) -> tuple[Tensor, DynamicCache, _Going]:
-    """Logits (r v) after each prompt, and the cache, from one pass over the distinct prompts."""
+) -> tuple[Tensor, DynamicCache, Going]:
+    """Logits (r v) after each prompt, the cache and the rows, from one pass over the distinct
+    prompts."""
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     longest = max(map(len, distinct))
     ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in distinct])
@@ -102,5 +103,5 @@ def _read(
     cache.batch_select_indices(index)
     seen = seen[index]
     rows = torch.arange(len(prompts), device=lm.device)
-    going = _Going(rows, seen, seen.sum(-1), torch.zeros_like(rows, dtype=torch.bool))
+    going = Going(rows, seen, seen.sum(-1), torch.zeros_like(rows, dtype=torch.bool))
     return out.logits[index, -1], cache, going

@@ -22,10 +22,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mmalign.adapters import lora
 from mmalign.adapters.autoregressive import Abilities, causal_lm, evaluating, score, vocabulary
+from mmalign.adapters.beams import Voice, search
 from mmalign.adapters.decoding import decode
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.sampling import SeededDraws
 from mmalign.adapters.text.collate import TextCollator
+from mmalign.errors import UserError
 from mmalign.records import Message, Sample, Text
 
 Progress = Callable[[int, int], None]
@@ -151,6 +153,55 @@ class TextAdapter:
                 if progress is not None:
                     progress(len(texts), len(prompts))
         return [Sample(prompt, (Text(texts[row]),)) for row, prompt in enumerate(prompts)]
+
+    def beam_search(
+        self,
+        prompts: Sequence[tuple[Message, ...]],
+        *,
+        beams: int = 5,
+        strength: float = 1.0,
+        reference: TextAdapter | None = None,
+        max_new_tokens: int = 256,
+        batch_size: int = 8,
+    ) -> list[Sample]:
+        """The response to each prompt that maximises log ref + strength log pi/ref, found by beams.
+
+        At strength 1 it is the policy's likeliest response; beyond, its implicit rewards count
+        more against the reference's likelihood. A single beam is greedy. reference: the model that
+        training started from; by default the policy without its LoRA. Above five beams answers
+        of DPO policies were found to get longer and worse. arXiv:2404.12358.
+
+        Raises UserError for a model whose memory is not keys and values, and BadSample as `sample`.
+        """
+        if not self.abilities.packed:
+            raise UserError(
+                f"{type(causal_lm(self.policy)).__name__} keeps another memory than keys and "
+                "values, which beams cannot share",
+                hint="use sample(..., temperature=0)",
+            )
+        voices = [Voice(causal_lm(self.policy), strength, nullcontext)]
+        if strength != 1:
+            other, mode = (
+                (self.policy, self.reference_mode)
+                if reference is None
+                else (reference.policy, nullcontext)
+            )
+            voices.append(Voice(causal_lm(other), 1 - strength, mode))
+        ids = [self.collator.prompt_ids(prompt) for prompt in prompts]
+        answers: list[list[int]] = []
+        with evaluating(self.policy), torch.no_grad(), self.arithmetic():
+            for start in range(0, len(ids), batch_size):
+                answers += search(
+                    voices,
+                    ids[start : start + batch_size],
+                    beams=beams,
+                    steps=max_new_tokens,
+                    stop_ids=self.stop_ids,
+                    pad_id=self.collator.pad_id,
+                    allowed=self._speakable(),
+                )
+        texts = [self._text(answer, ()) for answer in answers]
+        return [Sample(p, (Text(text),)) for p, text in zip(prompts, texts, strict=True)]
 
     def save(self, folder: Path) -> None:
         """The LoRA as peft writes it, or all weights; tokenizer and chat template beside it."""

@@ -24,7 +24,7 @@ from mmalign.adapters.text.template import (
     render_prompt,
     spans_of,
 )
-from mmalign.records import Message, Sample
+from mmalign.records import Message, Sample, Text
 
 _REMEMBERED = 4096
 
@@ -87,7 +87,34 @@ class TextCollator:
             raise BadSample("the prompt is empty and the tokenizer has no token to begin with")
         return ids
 
+    def places(self, sample: Sample) -> list[tuple[int, int] | None]:
+        """Which characters of the response's text each token of the completion stands for; None
+        for tokens that the template adds, such as the one that ends the turn.
+
+        Raises BadSample where the tokenizer or the template does not say.
+        """
+        rendered, _, completion, offsets = self._coded(sample)
+        at = self._response_start(rendered)
+        length = sum(len(part.text) for part in sample.response if isinstance(part, Text))
+        found: list[tuple[int, int] | None] = []
+        for start, end in offsets:
+            first, last = max(start - at, 0), min(end - at, length)
+            found.append((first, last) if first < last else None)
+        kept = len(self.tokens(sample).completion)  # with the end of the text, truncated
+        return (found + [None] * max(0, kept - len(completion)))[:kept]
+
     def _tokenise(self, sample: Sample) -> Tokens:
+        rendered, prompt, completion, offsets = self._coded(sample)
+        weights = self._weights(sample, rendered, offsets)
+        if rendered.plain:
+            completion, weights = self._with_eos(completion, weights)
+        return Tokens(tuple(prompt), tuple(completion), tuple(weights))
+
+    def _coded(
+        self, sample: Sample
+    ) -> tuple[Rendered, list[int], list[int], list[tuple[int, int]]]:
+        """The text, the ids of prompt and completion, and the characters of the rendered
+        completion that each of the latter stands for."""
         prompt = self.prompt_ids(sample.prompt)
         rendered = render(self.tokenizer, sample.prompt, sample.response, self.end)
         together = self._encode(rendered.prompt + rendered.completion)
@@ -101,18 +128,10 @@ class TextCollator:
             apart = self._encode(rendered.completion)
             completion, shift, offsets = apart["input_ids"], 0, apart["offset_mapping"]
         offsets = [(start - shift, end - shift) for start, end in offsets]
-        weights = self._weights(sample, rendered, offsets)
-        if rendered.plain:
-            completion, weights = self._with_eos(completion, weights)
-        return Tokens(tuple(prompt), tuple(completion), tuple(weights))
+        return rendered, prompt, completion, offsets
 
-    def _weights(
-        self, sample: Sample, rendered: Rendered, offsets: list[tuple[int, int]]
-    ) -> list[float]:
-        """A token has the largest-magnitude weight among the spans that it touches, else 1."""
-        spans = spans_of(sample.response)
-        if not spans:
-            return [1.0] * len(offsets)
+    def _response_start(self, rendered: Rendered) -> int:
+        """Where the response begins in the rendered completion. Raises BadSample."""
         if not self.tokenizer.is_fast:
             raise BadSample(
                 "this tokenizer (a slow one) does not say which characters a token stands for, so "
@@ -123,7 +142,16 @@ class TextCollator:
                 "the chat template rewrites the response, so its weighted spans have no place; "
                 "drop the weights or use another template"
             )
-        at = rendered.offset
+        return rendered.offset
+
+    def _weights(
+        self, sample: Sample, rendered: Rendered, offsets: list[tuple[int, int]]
+    ) -> list[float]:
+        """A token has the largest-magnitude weight among the spans that it touches, else 1."""
+        spans = spans_of(sample.response)
+        if not spans:
+            return [1.0] * len(offsets)
+        at = self._response_start(rendered)
         weights = []
         for start, end in offsets:
             touching = [w for a, b, w in spans if a + at < end and start < b + at]
