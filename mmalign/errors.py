@@ -18,3 +18,7 @@ class UserError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class BadSample(ValueError):
+    """A sample that a model cannot take; the message says what is wrong and what would help."""

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"__init__", "errors", "environment", "files"},
     {"records", "settings", "objectives"},
+    {"media"},
     {"report"},
     {"adapters", "attention", "data", "reference", "rewards"},
     {"training", "evaluation", "labelling", "playground"},

@@ -14,7 +14,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from mmalign.errors import BadSample
 from mmalign.records import Message, Sample
+
+__all__ = ["Adapter", "BadSample", "Inputs", "Scored", "TokenScores"]
 
 Inputs = dict[str, Any]
 """One batch for one call of the model: tensors by name, and whatever else the adapter needs."""
@@ -89,7 +92,3 @@ class Adapter(Protocol):
     def save(self, folder: Path) -> None:
         """Write the policy (or its LoRA) in the format that the model's own library reads."""
         ...
-
-
-class BadSample(ValueError):
-    """A sample that the model cannot take; the message says what is wrong and what would help."""

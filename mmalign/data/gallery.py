@@ -20,6 +20,8 @@ from importlib.resources import files
 from typing import Any
 
 from mmalign.data.errors import RecordError
+from mmalign.errors import BadSample
+from mmalign.media import open_image
 from mmalign.records import Media, Message, Part, Preference, Text, text_of
 
 DRAWN = ("boxes", "heat", "marks")
@@ -92,7 +94,7 @@ class Gallery:
             return {"text": f"[video {media.path or 'held as bytes'}]"}
         try:
             size = self._kept(media)
-        except (OSError, ValueError) as error:
+        except BadSample as error:
             return {"text": f"[image that cannot be shown: {error}]"}
         return {"image": media.digest, "size": size}
 
@@ -116,19 +118,13 @@ def numbers_of(preference: Preference) -> dict[str, float]:
 def thumbnail(media: Media, side: int) -> tuple[str, list[int]]:
     """A small JPEG as a data: URI, and width and height of the image itself, upright.
 
-    Raises OSError or ValueError for what cannot be shown.
+    Raises BadSample for what cannot be shown.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError  # for the page only
-
-    try:
-        with Image.open(io.BytesIO(media.content)) as opened:
-            image = ImageOps.exif_transpose(opened)
-            size = list(image.size)
-            image.thumbnail((side, side))
-            small = io.BytesIO()
-            image.convert("RGB").save(small, "JPEG", quality=80)
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+    image = open_image(media)
+    size = list(image.size)
+    image.thumbnail((side, side))
+    small = io.BytesIO()
+    image.save(small, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode(), size
 
 

@@ -11,9 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmalign.adapters.diffusion.media import Bucket, Extent
+from mmalign.adapters.diffusion.media import Bucket
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
+from mmalign.media import Extent
 
 Resolution = int | tuple[int, int] | Sequence[tuple[int, int]]
 """A square's side, (height, width), or several of these pairs to choose from."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from mmalign.adapters.diffusion.buckets import Buckets
 from mmalign.adapters.diffusion.cache import Store, key_of
-from mmalign.adapters.diffusion.media import Bucket, FrameChoice, digest, extent, pixels
+from mmalign.adapters.diffusion.media import Bucket, pixels
 from mmalign.adapters.diffusion.noise import dropped
 from mmalign.adapters.protocol import BadSample, Inputs
+from mmalign.media import FrameChoice, digest, extent
 from mmalign.records import Media, Sample, Text
 
 RECENT_BYTES = 256 * 2**20

@@ -20,7 +20,6 @@ from mmalign.adapters.diffusion.encoding import Encoders
 from mmalign.adapters.diffusion.families import family_of
 from mmalign.adapters.diffusion.family import Family, Options, text_options
 from mmalign.adapters.diffusion.lora import add_lora, load_lora
-from mmalign.adapters.diffusion.media import FrameChoice
 from mmalign.adapters.diffusion.targets import (
     BETA_SCHEDULES,
     WEIGHTINGS,
@@ -33,6 +32,7 @@ from mmalign.adapters.diffusion.timesteps import TimestepLaw, law_of
 from mmalign.adapters.diffusion.video_families import Experts
 from mmalign.adapters.lora import Lora
 from mmalign.errors import UserError
+from mmalign.media import FrameChoice
 
 PRECISIONS = {
     "float32": torch.float32,

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from tiny_diffusion import adapter, picture, sample
 
-from mmalign.adapters.diffusion import media as media_file
+from mmalign import media as media_file
 from mmalign.adapters.diffusion.buckets import Buckets, aspect_sides, buckets_of
-from mmalign.adapters.diffusion.media import Bucket, Extent, encoded, extent, pixels
+from mmalign.adapters.diffusion.media import Bucket, encoded, pixels
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
+from mmalign.media import Extent, extent
 from mmalign.records import PLAIN, Media, Message, Sample, Text
 
 
