@@ -69,10 +69,10 @@ def frames(media: Media, wanted: int, *, choice: FrameChoice = "consecutive") ->
         ]
 
 
-def png(image: Image.Image) -> Media:
-    """An image as a record holds it, without loss."""
+def png(image: Image.Image, *, level: int = 6) -> Media:
+    """An image as a record holds it, without loss. level: of compression, 0 to 9."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=level)
     return Media("image", data=buffer.getvalue())
 
 

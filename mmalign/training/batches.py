@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from mmalign.adapters.protocol import Inputs
+from mmalign.data.views import view
 from mmalign.objectives.scores import Needs
 from mmalign.records import Preference, Sample
 from mmalign.training.seeds import derive
@@ -200,8 +201,11 @@ def build_step(
         row = rows[place]
         try:
             preference = read(row)
+            neighbour = partial(read, rows[(place + 1) % len(rows)])
             views = {
-                name: _view(name, preference, read, rows[(place + 1) % len(rows)])
+                name: view(
+                    name, preference, derive(plan.seed, "view", name, pass_number, row), neighbour
+                )
                 for name in sorted(plan.needs.views)
             }
             _check_aux(preference, plan.needs)
@@ -287,20 +291,6 @@ def _rows(groups: list[tuple[Sample, ...]], seeds: list[int], most: int, plan: P
         samples += group
         row_seeds += [seeds[i]] * len(group)
     return Rows(plan.collate(samples, row_seeds), [s.id for s in samples], row_seeds, slots)
-
-
-def _view(
-    name: str, preference: Preference, read: Callable[[int], Preference], neighbour: int
-) -> tuple[Sample, ...]:
-    """The candidates in another light, one view sample per candidate."""
-    if name == "mismatched":
-        other = read(neighbour)
-        last = len(other.candidates) - 1
-        return tuple(
-            Sample(sample.prompt, other.candidates[min(i, last)].response)
-            for i, sample in enumerate(preference.candidates)
-        )
-    raise ValueError(f"there is no view {name!r} of text; views here: mismatched")
 
 
 def _check_aux(preference: Preference, needs: Needs) -> None:
