@@ -13,8 +13,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from mmalign.objectives.options import SpecError
+from mmalign.objectives.options import Positive, SpecError
 from mmalign.objectives.scores import Batch, LogProbs, MissingInputError, Needs, Pair
 
 CELL = re.compile(r"(chosen|rejected|candidate(?P<index>\d+))(@(?P<view>\w+))?")
@@ -84,6 +85,38 @@ def equal_margins(batch: Batch, *, view: str = "swapped") -> Tensor:
 
 def equal_margins_needs(*, view: str = "swapped") -> Needs:
     return Needs(reference=True, views=frozenset({view}))
+
+
+def distilled_margins(
+    batch: Batch, *, beta: Positive = 0.1, single: str = "swapped", multi: str = "both"
+) -> Tensor:
+    """IC-VCO's distillation: what a context of both images tells apart, each image alone should.
+
+    Cross-entropy of p = sigmoid(beta z) of the single image with the same of both images, without
+    gradient, where the latter exceeds 1/2 and p; the mean over the roles where it does, else 0.
+    Candidates as in `symmpo`. Views: under `single` the first two candidates exchange their images;
+    under `multi` each sees both images and is asked about its own, under `multi`_swapped about the
+    other's. arXiv:2605.31312.
+    """
+
+    def margins(own: str, other: str) -> Tensor:
+        pairs = [(0, 1), (1, 0)]
+        return torch.stack(
+            [
+                read(batch, f"candidate{i}{own}").ratio - read(batch, f"candidate{j}{other}").ratio
+                for i, j in pairs
+            ]
+        )  # (2 b)
+
+    alone = beta * margins("", f"@{single}")
+    target = (beta * margins(f"@{multi}", f"@{multi}_swapped")).sigmoid().detach()
+    active = (target > 0.5) & (alone.sigmoid() < target)
+    loss = -target * logsigmoid(alone) - (1 - target) * logsigmoid(-alone)
+    return torch.where(active, loss, 0.0).sum(0) / active.sum(0).clamp(min=1)
+
+
+def distilled_margins_needs(*, single: str = "swapped", multi: str = "both", **_: object) -> Needs:
+    return Needs(reference=True, views=frozenset({single, multi, f"{multi}_swapped"}))
 
 
 def read(batch: Batch, cell: str) -> LogProbs:

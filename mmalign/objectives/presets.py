@@ -92,6 +92,46 @@ def symmpo(
     )
 
 
+def icvco(
+    *,
+    beta: Positive = 0.1,
+    single: NonNegative = 1.75,
+    multi: NonNegative = 0.75,
+    distil: NonNegative = 0.4,
+    delta: float = 0.0,
+) -> str:
+    """IC-VCO: answers contrasted under each image and under both, and a distillation.
+
+    0.5 [single (P + A) + multi (P' + A') + distil C], P the mean of the two contrasts, A of the two
+    anchors. Candidates as in `symmpo`, views as in `distilled_margins`; the paper counts only the
+    edited tokens under single images: weights of 0 in the data, weighted(...) around each contrast.
+    arXiv:2605.31312.
+    """
+    terms = []
+    for share, own, other in ((single, "", "@swapped"), (multi, "@both", "@both_swapped")):
+        for i, j in ((0, 1), (1, 0)):
+            better, worse = f"'candidate{i}{own}'", f"'candidate{j}{other}'"
+            anchor = f"at(chosen_anchor(beta={beta}, delta={delta}), cell={better})"
+            contrast = f"contrast(dpo(beta={beta}), better={better}, worse={worse})"
+            terms += [f"{share / 4}*{contrast}", f"{share / 4}*{anchor}"]
+    return " + ".join([*terms, f"{distil / 2}*distilled_margins(beta={beta})"])
+
+
+def triple_po(*, beta: Positive = 0.1, alpha: NonNegative = 1.0, average: bool = False) -> str:
+    """Triple-PO: a contrast without a reference, and fine-tuning on a gold answer.
+
+    Candidates: the gold answer, the chosen one, the rejected one. average: means per token, the
+    paper's "-L". arXiv:2405.16681.
+    """
+    contrast = f"contrastive(beta={beta}, average={average})"
+    return f"contrast({contrast}, better='candidate1', worse='rejected') + {alpha}*nll()"
+
+
+def mm_dpo(*, beta: Positive = 0.1, strength: NonNegative = 0.1, nll: NonNegative = 0.25) -> str:
+    """MM-DPO: a beta for each preference from aux["factor"], and fine-tuning. arXiv:2502.10391."""
+    return f"dynamic_beta(dpo(beta={beta}), factor='factor', strength={strength}) + {nll}*nll()"
+
+
 def ddpo(*, beta: Positive = 0.5, average: bool = True) -> str:
     """Dense DPO of RLHF-V: DPO with the corrected tokens weighted in the data. arXiv:2312.00849."""
     return f"weighted(dpo(beta={beta}), average={average})"

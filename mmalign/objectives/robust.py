@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmalign.objectives.options import Count, FlipRate, Positive, Range, SpecError
+from mmalign.objectives.options import Count, FlipRate, NonNegative, Positive, Range, SpecError
 from mmalign.objectives.scores import LogProbs, Needs, Pair, gap
 from mmalign.objectives.state import Stateful, Total
 
@@ -60,6 +60,38 @@ def soft(loss: Pair, *, confidence: str = "confidence") -> Pair:
 
 def soft_needs(*, confidence: str = "confidence") -> Needs:
     return Needs(aux=frozenset({confidence}))
+
+
+def importance(loss: Pair, *, weight: str = "weight") -> Pair:
+    """aux[weight] loss(w, l): each preference counts as much as the data say, e.g. for quality."""
+    return lambda chosen, rejected: chosen.number(weight) * loss(chosen, rejected)
+
+
+def importance_needs(*, weight: str = "weight") -> Needs:
+    return Needs(aux=frozenset({weight}))
+
+
+def dynamic_beta(loss: Pair, *, factor: str = "factor", strength: NonNegative = 0.1) -> Pair:
+    """A beta for each preference: log-ratios count max(1 + strength aux[factor], 0.01) times.
+
+    MM-DPO's beta (1 + w f), whose factor comes from the margin of a reward; arXiv:2502.10391.
+    With strength = 1 and factor u - 1 it is DA-DPO's beta u; arXiv:2601.00623.
+    """
+
+    def scaled(chosen: LogProbs, rejected: LogProbs) -> Tensor:
+        times = (1 + strength * chosen.number(factor)).clamp(min=0.01)
+        return loss(_times(chosen, times), _times(rejected, times))
+
+    return scaled
+
+
+def _times(response: LogProbs, times: Tensor) -> LogProbs:
+    policy, reference = response.policy * times, response.reference * times
+    return replace(response, policy=policy, reference=reference)
+
+
+def dynamic_beta_needs(*, factor: str = "factor", **_: object) -> Needs:
+    return Needs(aux=frozenset({factor}))
 
 
 def multi_objective(

@@ -182,6 +182,13 @@ TABLE: dict[str, Entry] = {
         W.Em, "pair", "w sp(-z) + (1-w) sp(z), z = l' - l", "2509.24159", W.em_needs,
         around="pair", rows=True, flips=True, one_way=True,
     ),
+    "importance": Entry(
+        W.importance, "pair", "weight l", "-", W.importance_needs, around="pair", rows=True
+    ),
+    "dynamic_beta": Entry(
+        W.dynamic_beta, "pair", "l at (1 + strength f) D", "2502.10391", W.dynamic_beta_needs,
+        around="pair", rows=True,
+    ),
     "multi_objective": Entry(
         W.multi_objective,
         "pair",
@@ -222,6 +229,10 @@ TABLE: dict[str, Entry] = {
     "equal_margins": Entry(
         C.equal_margins, "batch", "(z1 - z2)^2", "2506.11712", C.equal_margins_needs
     ),
+    "distilled_margins": Entry(
+        C.distilled_margins, "batch", "CE(sig(beta z), sig(beta z'))", "2605.31312",
+        C.distilled_margins_needs,
+    ),
     # papers' names for compositions
     "cpo": Entry(S.cpo, "preset", "contrastive + alpha nll", "2401.08417"),
     "orpo": Entry(S.orpo, "preset", "nll + beta odds_ratio", "2403.07691"),
@@ -230,7 +241,10 @@ TABLE: dict[str, Entry] = {
     "mapo": Entry(S.mapo, "preset", "error + beta denoising_odds", "2406.06424"),
     "ddpo": Entry(S.ddpo, "preset", "weighted(dpo)", "2312.00849"),
     "modpo": Entry(S.modpo, "preset", "multi_objective(dpo)", "2310.03708"),
+    "mm_dpo": Entry(S.mm_dpo, "preset", "dynamic_beta(dpo) + nll", "2502.10391"),
+    "triple_po": Entry(S.triple_po, "preset", "contrastive + alpha nll(gold)", "2405.16681"),
     "mdpo": Entry(S.mdpo, "preset", "dpo + contrast(crop) + chosen_anchor", "2406.11839"),
     "svco": Entry(S.svco, "preset", "four contrasts of images", "2502.13928"),
+    "icvco": Entry(S.icvco, "preset", "contrasts of answers + distillation", "2605.31312"),
     "symmpo": Entry(S.symmpo, "preset", "contrasts of answers + anchors", "2506.11712"),
 }  # fmt: skip

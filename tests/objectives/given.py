@@ -63,6 +63,10 @@ def random_tokens(shape: tuple[int, ...], width: int, generator: torch.Generator
     )
 
 
+NUMBERS = ("confidence", "safety", "weight", "factor")
+VIEWS = ("mismatched", "crop", "no_image", "swapped", "both", "both_swapped")
+
+
 def random_log_probs(shape: tuple[int, ...], seed: int = 0) -> LogProbs:
     """With tokens, and all numbers that any objective reads."""
     generator = torch.Generator().manual_seed(seed)
@@ -73,15 +77,14 @@ def random_log_probs(shape: tuple[int, ...], seed: int = 0) -> LogProbs:
         reference=tokens.reference.nansum(-1),
         length=tokens.mask.sum(-1),
         tokens=tokens,
-        aux={name: (row + 0.1).expand(shape) for name in ("confidence", "safety")},
+        aux={name: (row + 0.1).expand(shape) for name in NUMBERS},
     )
 
 
 def random_batch(rows: int = 4, width: int = 2, seed: int = 0) -> Batch:
     """Pairs or lists, every candidate in every view."""
     views = {
-        name: random_log_probs((rows, width), seed + i)
-        for i, name in enumerate(("mismatched", "crop", "no_image", "swapped"), start=1)
+        name: random_log_probs((rows, width), seed + i) for i, name in enumerate(VIEWS, start=1)
     }
     grades = torch.linspace(1, 0, width, dtype=torch.float64).expand(rows, width)
     return Batch(random_log_probs((rows, width), seed), grades, views)
@@ -94,6 +97,7 @@ WITH_DEFAULTS = [
     "critical_token_dpo", "ld_dpo", "kto", "bco", "apo_zero_unpaired", "plackett_luce",
     "lambda_ranking", "infonca", "nca_list", "exo_list", "nll", "chosen_anchor",
     "equal_margins", "cpo", "orpo", "rpo", "mpo", "mapo", "ddpo", "mdpo", "svco", "symmpo",
+    "distilled_margins", "icvco", "mm_dpo", "triple_po",
 ]  # fmt: skip
 
 # One spec per objective; a test holds that none is missing.
@@ -103,6 +107,8 @@ EXAMPLES = {
     "robust": "robust(dpo(), flip_rate=0.2)",
     "smooth": "smooth(dpo(), rate=0.2)",
     "soft": "soft(dpo())",
+    "importance": "importance(dpo())",
+    "dynamic_beta": "dynamic_beta(dpo())",
     "em": "em(dpo(), eta=0.9)",
     "multi_objective": "multi_objective(dpo(), weight=0.5, margins='safety')",
     "modpo": "modpo(weight=0.5, margins='safety')",

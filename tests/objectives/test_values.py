@@ -556,3 +556,41 @@ def test_token_rewards_are_optimal_advantages() -> None:
 def test_step_sums() -> None:
     sums = tokens.step_sums(numbers(1, 2, 4, 8)[None], torch.tensor([[0, 0, 1, -1]]), 3)
     same(sums[0], (3.0, 4.0, 0.0))
+
+
+# ---- weights and compositions of the vision-language papers
+
+
+def test_importance_multiplies_and_dynamic_beta_scales() -> None:
+    factor = numbers(0.5, -2.0, 0.0)
+    pair = with_numbers(three_pairs(), weight=factor, factor=factor)
+    plain = objective("dpo(beta=0.1)")(*pair)
+    torch.testing.assert_close(objective("importance(dpo(beta=0.1))")(*pair), factor * plain)
+    h = numbers(7, -2.25, 1.5)
+    for strength, times in ((0.4, 1 + 0.4 * factor), (1.0, numbers(1.5, 0.01, 1.0))):
+        found = objective(f"dynamic_beta(dpo(beta=0.1), strength={strength})")(*pair)
+        torch.testing.assert_close(found, -(0.1 * times * h).sigmoid().log())
+
+
+def icvco_batch(multi: float) -> Batch:
+    """Single margins 0; of both images, sigmoid(0.1 z) = multi for either answer."""
+    z = 10 * math.log(multi / (1 - multi))
+    zero = of_ratio(0.0, 0.0).map(lambda tensor: tensor[None])
+    ahead = of_ratio(z, z).map(lambda tensor: tensor[None])
+    views = {"swapped": zero, "both": ahead, "both_swapped": zero}
+    return Batch(zero, numbers(1, 1)[None], views)
+
+
+def test_icvco_distils_only_what_both_images_tell_apart() -> None:
+    loss = objective("distilled_margins(beta=0.1)")
+    assert loss.loss(icvco_batch(0.6)).item() == pytest.approx(math.log(2), abs=1e-12)
+    assert loss.loss(icvco_batch(0.4)).item() == 0
+    untrained = icvco_batch(0.5)
+    assert objective("icvco").loss(untrained).item() == pytest.approx(2.5 * math.log(2), abs=1e-12)
+
+
+def test_triple_po_contrasts_two_answers_and_learns_a_third() -> None:
+    policy = numbers(-3, -5, -9)[None]
+    batch = Batch(log_probs(policy, policy * 0, numbers(3, 5, 3)[None]), numbers(2, 1, 0)[None])
+    found = objective("triple_po(beta=0.1, alpha=0.5)").loss(batch).item()
+    assert found == pytest.approx(math.log1p(math.exp(-0.4)) + 0.5, abs=1e-12)
