@@ -20,7 +20,6 @@ from mmalign.data.statistics import Statistics
 from mmalign.data.store import MANIFEST
 from mmalign.files import whole_file
 from mmalign.records import Media, Preference, media_of
-from mmalign.report.histograms import histograms
 
 
 def inspect(
@@ -72,6 +71,8 @@ def page(preferences: Preferences, gathered: Statistics, about: dict[str, Any], 
 
     about: dataset, format and rows of the whole.
     """
+    from mmalign.report.histograms import histograms  # for the page only
+
     statistics = {**about, **gathered.summary()}
     part = preferences[:show]
     images = sum(_images(record) for _, record in part.checked())
