@@ -39,6 +39,14 @@ COMMANDS: dict[str, Command] = {
         "mmalign.pipelines.align_text:align_text",
         "Align a language model to preferences.",
     ),
+    "align-diffusion": (
+        "mmalign.pipelines.align_diffusion:align_diffusion",
+        "Align a text-to-image model to preferences.",
+    ),
+    "align-video": (
+        "mmalign.pipelines.align_video:align_video",
+        "Align a text-to-video model to preferences.",
+    ),
     "inspect": (
         "mmalign.data.inspect:inspect",
         "Show what is in a dataset of preferences.",

@@ -46,10 +46,14 @@ def save_alignment(
     trained_on: Sequence[Preference] | None,
     objective: str,
     seed: int,
+    library: str | None = None,
+    loading: str | None = None,
+    sections: Sequence[Markup] = (),
 ) -> None:
     """Write everything about one alignment under `out`, from the main process.
 
     trained_on: the preferences, to look for faults in them; None where they were streamed.
+    library, loading: see `model_card`. sections: of the report, put before those of every run.
     """
     if not done.main_process:
         return
@@ -59,7 +63,8 @@ def save_alignment(
     settings = read_settings(out / "run.yaml")
     save_model(
         out / "model", adapter, base_model=base_model, title=title, data=data,
-        objective=objective, settings=settings, measured=measured,
+        objective=objective, settings=settings, measured=measured, library=library,
+        loading=loading,
     )  # fmt: skip
     findings = diagnose(
         JsonLines(out / "metrics.jsonl").rows(),
@@ -70,7 +75,7 @@ def save_alignment(
     for finding in findings:
         console.print(f"{finding.severity}: {finding.name}. {finding.evidence} {finding.remedy}")
     save_metrics(out / "metrics.json", measured, n=n, seconds=done.seconds, seed=seed)
-    sections = [
+    own = [
         section(
             "Held-out preferences",
             figures(measured),
@@ -80,7 +85,7 @@ def save_alignment(
         training_section(out),
         section("Settings", settings_table(settings), note=data),
     ]
-    save_page(out / "report.html", page(title, sections, summary=_summary(done, measured)))
+    save_page(out / "report.html", page(title, [*sections, *own], summary=_summary(done, measured)))
     console.print(f"{_summary(done, measured)}\nReport: {out / 'report.html'}")
 
 
@@ -94,6 +99,8 @@ def save_model(
     objective: str,
     settings: Mapping[str, object],
     measured: Mapping[str, Mapping[str, Interval]],
+    library: str | None = None,
+    loading: str | None = None,
 ) -> None:
     """Write the trained weights and their model card."""
     lora = any(not weight.requires_grad for weight in adapter.policy.parameters())
@@ -105,6 +112,8 @@ def save_model(
         settings=settings,
         measured=measured,
         adapter=lora,
+        library=library,
+        loading=loading,
     )
     with whole_folder(folder) as partial:
         adapter.save(partial)

@@ -24,6 +24,8 @@ def model_card(
     settings: Mapping[str, Any],
     measured: Mapping[str, Mapping[str, Figure]],
     adapter: bool = True,
+    library: str | None = None,
+    loading: str | None = None,
     tags: Sequence[str] = (),
 ) -> str:
     """The card as Markdown.
@@ -32,11 +34,12 @@ def model_card(
     data: what it was trained on, in words or as a dataset's name.
     settings: as in run.yaml. measured: as in metrics.json; may be empty.
     adapter: whether the weights are a LoRA for peft or a whole model for transformers.
+    library, loading: another library that reads the weights, and how it does, as Python.
     """
     front = {
         # A folder is no hub name, and the hub refuses a card that says otherwise.
         **({"base_model": base_model} if is_hub_name(base_model) else {}),
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": library or ("peft" if adapter else "transformers"),
         "tags": list(dict.fromkeys(["mmalign", "preference-optimization", *tags])),
     }
     stages = [stage for stage in STAGES if stage in measured]
@@ -51,6 +54,7 @@ def model_card(
         stages=stages,
         rows=[[metric, *(_figure(measured[s].get(metric)) for s in stages)] for metric in metrics],
         adapter=adapter,
+        loading=loading,
         version=__version__,
     )
 

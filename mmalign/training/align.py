@@ -20,9 +20,9 @@ from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.records import Preference
 from mmalign.reference import AdapterOff, AsItIs, Cached, FrozenCopy, Reference, weights_digest
-from mmalign.training.batches import Plan
+from mmalign.training.batches import Plan, Steps
 from mmalign.training.evaluate import held_out_figures
-from mmalign.training.loop import plan_of, train
+from mmalign.training.loop import count_steps, plan_of, train
 from mmalign.training.options import TrainingOptions
 from mmalign.training.precompute import precompute
 from mmalign.training.run import TrainingResult, forget, start
@@ -71,7 +71,8 @@ def align(
     plan = plan_of(adapter, objective, options, accelerator)
     done = Alignment(main_process=accelerator.is_main_process)
     with _timed(done, "reference"):
-        told = _reference(adapter, data, held_out, objective, plan, out, reference)
+        passes = _passes(data, plan, options)
+        told = _reference(adapter, data, held_out, objective, plan, out, reference, passes)
 
     def measure() -> dict[str, Tensor]:
         if not len(held_out):
@@ -105,6 +106,7 @@ def _reference(
     plan: Plan,
     out: Path,
     kind: ReferenceKind,
+    passes: float,
 ) -> Reference | None:
     """None for objectives that compare with no reference: nothing is loaded or computed then."""
     if not objective.needs.reference:
@@ -123,7 +125,7 @@ def _reference(
         case "copy":
             return FrozenCopy.of(adapter)
         case "cache":
-            return _cache(adapter, data, held_out, plan, out, lora)
+            return _cache(adapter, data, held_out, plan, out, lora, passes)
     raise UserError(f"no reference {kind!r}; there are {', '.join(get_args(ReferenceKind))}")
 
 
@@ -134,6 +136,7 @@ def _cache(
     plan: Plan,
     out: Path,
     lora: bool,
+    passes: float,
 ) -> Cached:
     """A cache that knows the held-out data and, unless it is a stream, the training data.
 
@@ -145,6 +148,12 @@ def _cache(
             "a cache cannot know streamed data, or other views of the data, beforehand",
             hint="use --reference copy",
         )
+    if not lora and adapter.seeded and passes > 1:
+        raise UserError(
+            f"{passes:.2g} passes over the data draw new timesteps and noise each, which a cache "
+            "made before training cannot know",
+            hint="use --reference copy, train a LoRA, or train for one epoch",
+        )
     digest = weights_digest(adapter.policy, trained=not lora)
     scope = f"{digest} {adapter.fingerprint}"
     start: Reference = AdapterOff(adapter) if lora else AsItIs(adapter)
@@ -154,6 +163,13 @@ def _cache(
             precompute(cached, adapter, known, plan)
     cached.inner = AdapterOff(adapter) if lora else None
     return cached
+
+
+def _passes(data: Any, plan: Plan, options: TrainingOptions) -> float:
+    """How often training goes over the data; a stream counts as once."""
+    if not isinstance(data, Sequence):
+        return 1.0
+    return count_steps(data, plan, options) / Steps(data, plan).per_epoch
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from mmalign.adapters.diffusion.saving import save_denoisers, save_pipeline
 from mmalign.adapters.diffusion.targets import Process, Weighting
 from mmalign.adapters.diffusion.timesteps import TimestepLaw
 from mmalign.adapters.protocol import Inputs, Scored
+from mmalign.errors import UserError
 from mmalign.records import Message, Sample
 
 _VERSIONS = ("torch", "diffusers", "transformers", "peft")
@@ -154,6 +155,21 @@ class DiffusionAdapter:
     def reference_mode(self) -> AbstractContextManager[None]:
         """Inside, `policy` is the denoiser as it was loaded. Raises ValueError without LoRA."""
         return lora.reference_mode(self.policy)
+
+    def fill_cache(self, group: Sequence[Sample]) -> None:
+        """Put the VAE moments and text embeddings of one preference's samples into the cache.
+
+        Raises UserError without a cache, BadSample for what cannot be used.
+        """
+        if self.collator.store is None:
+            raise UserError("there is no cache to fill", hint="load_diffusion(..., cache=FOLDER)")
+        collate = replace(self.collator, prompt_dropout=0.0)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for part in collate(group, [0] * len(group))["parts"]:
+                self.encoders.moments(part)
+                self.encoders.texts(part)
+                if self.collator.prompt_dropout:
+                    self.encoders.texts(replace(part, rows=(collate.without_prompt(part.rows[0]),)))
 
     def release_encoders(self) -> None:
         """Drop VAE and text encoders from memory. Raises UserError without a cache.

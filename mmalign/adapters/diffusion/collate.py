@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -119,6 +119,12 @@ class DiffusionCollator:
                 f"{len(prompt)} messages"
             )
         return "".join(part.text for part in prompt[0].parts)
+
+    def without_prompt(self, row: Row) -> Row:
+        """The row as prompt dropout leaves it."""
+        key = key_of(self.text_scope, "")
+        text = None if self.store is None else self.store.read(key)
+        return replace(row, prompt="", text_key=key, text=text)
 
     def _parsed(self, sample: Sample) -> tuple[str, Media]:
         kind = "video" if self.video else "image"

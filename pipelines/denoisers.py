@@ -1,0 +1,253 @@
+"""What aligning an image model and aligning a video model have in common: all but a few options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError
+from markupsafe import Markup
+
+from mmalign.adapters.diffusion import DiffusionAdapter, load_diffusion
+from mmalign.adapters.diffusion.families import FAMILIES
+from mmalign.adapters.protocol import BadSample
+from mmalign.errors import UserError
+from mmalign.files import whole_folder
+from mmalign.objectives import objective as parse
+from mmalign.pipelines.preferences import read_preferences
+from mmalign.pipelines.results import save_alignment
+from mmalign.records import Media, Message, Preference, Sample, Text, text_of
+from mmalign.report.page import section
+from mmalign.report.pictures import Picture, side_by_side
+from mmalign.training.align import ReferenceKind, align
+from mmalign.training.log import console, progress
+from mmalign.training.options import TrainingOptions
+from mmalign.training.seeds import derive
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions:
+    """How samples are noised, and what an error counts.
+
+    Args:
+        timestep_law: Law of the timestep, as uniform or logit_normal(mean=0.0, std=1.0, shift=3.0);
+            by default uniform, and for rectified flow logit_normal.
+        draws: Timesteps and noises per sample and step.
+        weighting: What an error counts at a timestep, as constant, min_snr(5), epsilon, x0, cosmap.
+        beta_schedule: How beta depends on the timestep, as constant, one_minus_t, one_minus_t_sq.
+        prompt_dropout: Share of preferences whose prompt is left empty.
+        latents: The mean of the VAE, or a sample.
+        guidance: Value that guidance-distilled models are given.
+    """
+
+    timestep_law: str | None = None
+    draws: int = 1
+    weighting: str = "constant"
+    beta_schedule: str = "constant"
+    prompt_dropout: float = 0.0
+    latents: Literal["mean", "sample"] = "mean"
+    guidance: float = 3.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Which prompts are sampled before and after training, for the report.
+
+    Args:
+        samples: How many prompts; 0 samples none.
+        sample_prompts: File with one prompt a line; otherwise held-out prompts are taken.
+        sample_steps: Steps of the sampler; those of the pipeline by default.
+        sample_guidance: Guidance scale of the sampler; that of the pipeline by default.
+    """
+
+    samples: int = 8
+    sample_prompts: Path | None = None
+    sample_steps: int | None = None
+    sample_guidance: float | None = None
+
+
+def align_denoiser(
+    *,
+    video: bool,
+    model: str,
+    data: str,
+    objective: str,
+    out: Path,
+    resume: bool,
+    merged: bool,
+    split: str | None,
+    columns: list[str] | None,
+    eval_data: str | None,
+    held_out: float,
+    streaming: bool,
+    adapter: str | None,
+    lora: dict[str, Any] | None,
+    loading: dict[str, Any],
+    cache: Path | None,
+    reference: ReferenceKind,
+    denoising: DenoisingOptions,
+    sampling: SampleOptions,
+    training: TrainingOptions,
+) -> None:
+    """Load, read, sample, train, measure, sample again, report.
+
+    loading: further arguments of `load_diffusion`. The others are those of the commands.
+    """
+    _check_kind(model, video)
+    loss = parse(objective)
+    preferences, evaluation = read_preferences(
+        data,
+        out=out,
+        split=split,
+        columns=columns,
+        eval_data=eval_data,
+        held_out=held_out,
+        streaming=streaming,
+        seed=training.seed,
+        media=True,
+    )
+    torch.manual_seed(derive(training.seed, "lora"))
+    policy = load_diffusion(
+        model, adapter=adapter, lora=lora, cache=cache, **vars(denoising), **loading
+    )
+    prompts = _prompts(sampling, evaluation or preferences)
+    known = preferences if isinstance(preferences, Sequence) else None
+    if cache is not None and known is not None:
+        _fill_cache(policy, [*known, *evaluation])
+    pictures = {"before": _sampled(policy, prompts, sampling, training.seed, out, "before")}
+    done = align(
+        policy,
+        preferences,
+        evaluation,
+        loss,
+        training,
+        out,
+        reference=reference,
+        resume=resume,
+        settings={
+            "model": model, "data": data, "adapter": adapter, "lora": str(lora),
+            "denoising": str(denoising), "loading": str(loading),
+        },
+    )  # fmt: skip
+    if not done.main_process:
+        return
+    pictures["after"] = _sampled(policy, prompts, sampling, training.seed, out, "after")
+    save_alignment(
+        out,
+        done,
+        policy,
+        title=f"{Path(model).name} aligned with {loss.spec}",
+        base_model=model,
+        data=preferences.describe(),
+        trained_on=known,
+        objective=loss.spec,
+        seed=training.seed,
+        library="diffusers",
+        loading=_loading(policy, model, lora is not None or adapter is not None),
+        sections=[_picture_section(prompts, pictures)] if prompts else [],
+    )
+    if merged:
+        policy.export_pipeline(out / "merged")
+
+
+def _check_kind(model: str, video: bool) -> None:
+    """Before anything is loaded. What cannot be found is left to `load_diffusion` to explain."""
+    try:
+        name = DiffusionPipeline.load_config(model)["_class_name"]
+    except (OSError, ValueError, HfHubHTTPError):
+        return
+    made_for = [family.video for family in FAMILIES.values() if name in family.pipelines]
+    if made_for and made_for[0] != video:
+        kind, command = ("images", "align-diffusion") if video else ("videos", "align-video")
+        raise UserError(f"{name} is a model of {kind}", hint=f"use mmalign {command}")
+
+
+def _prompts(options: SampleOptions, data: Any) -> list[str]:
+    """Texts to sample from: those of the file, or the first different ones of the data."""
+    if options.samples < 1:
+        return []
+    if options.sample_prompts is not None:
+        lines = options.sample_prompts.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()][: options.samples]
+    found: dict[str, None] = {}
+    for record in data:
+        if isinstance(record, Preference):
+            found[text_of(record.chosen.prompt[0].parts)] = None
+        if len(found) == options.samples:
+            break
+    return list(found)
+
+
+def _fill_cache(policy: DiffusionAdapter, data: Sequence[Preference]) -> None:
+    """Unusable records are passed over here: training meets and reports them."""
+    with progress("cache", total=len(data)) as advance:
+        for preference in data:
+            try:
+                policy.fill_cache(preference.candidates)
+            except BadSample as error:
+                console.print(f"not in the cache: {error}")
+            advance()
+
+
+def _sampled(
+    policy: DiffusionAdapter,
+    prompts: Sequence[str],
+    options: SampleOptions,
+    seed: int,
+    out: Path,
+    stage: str,
+) -> list[Media]:
+    """One picture or video per prompt, with equal seeds in every stage, kept in out/samples."""
+    folder = out / "samples" / stage
+    if not prompts:
+        return []
+    messages = [(Message("user", (Text(prompt),)),) for prompt in prompts]
+    seeds = [derive(seed, "samples", index) for index in range(len(prompts))]
+    with progress(f"samples {stage}", total=len(prompts)) as advance:
+        found = policy.sample(
+            messages,
+            seeds,
+            steps=options.sample_steps,
+            guidance=options.sample_guidance,
+            progress=lambda done, _: advance(to=done),
+        )
+    media = [_media(sample) for sample in found]
+    with whole_folder(folder) as partial:
+        for index, one in enumerate(media):
+            ending = "png" if one.kind == "image" else "webp"
+            (partial / f"{index:03d}.{ending}").write_bytes(one.content)
+    return media
+
+
+def _media(sample: Sample) -> Media:
+    (part,) = sample.response
+    assert isinstance(part, Media)  # a denoiser answers with nothing else
+    return part
+
+
+def _picture_section(prompts: Sequence[str], pictures: dict[str, list[Media]]) -> Markup:
+    rows = [
+        (prompt, {stage: Picture(media[i].content) for stage, media in pictures.items()})
+        for i, prompt in enumerate(prompts)
+    ]
+    note = "The same prompts and seeds before and after alignment; the files are in samples/."
+    return section("Samples", side_by_side(rows), note=note)
+
+
+def _loading(policy: DiffusionAdapter, model: str, lora: bool) -> str:
+    """How plain diffusers reads what was trained."""
+    lines = [
+        "from diffusers import DiffusionPipeline",
+        "",
+        f'pipe = DiffusionPipeline.from_pretrained("{model}")',
+    ]
+    if lora:
+        return "\n".join([*lines, 'pipe.load_lora_weights("path/to/this/folder")'])
+    name = policy.denoisers[0]
+    kind = type(getattr(policy.pipe, name)).__name__
+    read = f'{kind}.from_pretrained("path/to/this/folder", subfolder="{name}")'
+    return "\n".join([f"from diffusers import {kind}", *lines, f"pipe.{name} = {read}"])
