@@ -1,6 +1,6 @@
 """What the reference thinks of samples: adapter off, a frozen copy, or figures cached on disk.
 
-The reference is always the model as it was when training began, LoRA or not.
+The reference is the model as it was when training began, LoRA or not; only `SyncedCopy` moves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,57 @@ class FrozenCopy:
     ) -> Scored:
         with torch.no_grad():
             return self.adapter.log_probs(self.model, inputs, stats)
+
+
+@dataclass(frozen=True)
+class SyncedCopy:
+    """A copy that moves towards the policy when told to: TR-DPO, arXiv:2404.09656.
+
+    Weights that are not trained are shared with the policy, so that a LoRA's copy is as small as
+    the LoRA.
+    """
+
+    adapter: Adapter
+    model: nn.Module
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> SyncedCopy:
+        """Of the policy as it is now, which is where its first reference stays."""
+        frozen = {id(p): p for p in adapter.policy.parameters() if not p.requires_grad}
+        return cls(adapter, copy.deepcopy(adapter.policy, frozen).requires_grad_(False).eval())
+
+    def log_probs(
+        self, inputs: Inputs, keys: Sequence[str], seeds: Sequence[int], stats: Collection[str] = ()
+    ) -> Scored:
+        with torch.no_grad():
+            return self.adapter.log_probs(self.model, inputs, stats)
+
+    def sync(self, share: float) -> None:
+        """Weights become share x the policy's + (1 - share) x their own."""
+        with torch.no_grad():
+            for name, weight in self._trained().items():
+                weight.lerp_(self._policy[name].to(weight), share)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights that can move, for a checkpoint."""
+        return self._trained()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for the state of another model."""
+        weights = self._trained()
+        if state.keys() != weights.keys():
+            raise ValueError("the checkpoint holds a reference of other weights than this run's")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(state[name])
+
+    @property
+    def _policy(self) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.adapter.policy.named_parameters() if p.requires_grad}
+
+    def _trained(self) -> dict[str, Tensor]:
+        mine = dict(self.model.named_parameters())
+        return {name: mine[name] for name in self._policy}
 
 
 @dataclass(frozen=True)

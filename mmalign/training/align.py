@@ -19,7 +19,15 @@ from mmalign.adapters.protocol import Adapter
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.records import Preference
-from mmalign.reference import AdapterOff, AsItIs, Cached, FrozenCopy, Reference, weights_digest
+from mmalign.reference import (
+    AdapterOff,
+    AsItIs,
+    Cached,
+    FrozenCopy,
+    Reference,
+    SyncedCopy,
+    weights_digest,
+)
 from mmalign.training.batches import Plan, Steps
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.loop import count_steps, plan_of, train
@@ -61,6 +69,8 @@ def align(
     Args:
         reference: "adapter-off" needs LoRA; "copy" keeps all weights twice; "cache" computes the
             reference once, on disk, before training. "auto" is adapter-off for LoRA, else a copy.
+            Where `options.sync_reference_every` lets it move, training compares with a further
+            copy of the trained weights, and the figures before and after still with this one.
         resume: Go on with a run under `out`; False removes what it left and starts anew.
         settings: Anything else that must be the same for a stopped run to be continued.
     """
@@ -73,6 +83,7 @@ def align(
     with _timed(done, "reference"):
         passes = _passes(data, plan, options)
         told = _reference(adapter, data, held_out, objective, plan, out, reference, passes)
+        moving = _moving(adapter, objective, options, reference)
 
     def measure() -> dict[str, Tensor]:
         if not len(held_out):
@@ -88,7 +99,7 @@ def align(
             objective,
             options,
             out,
-            reference=told,
+            reference=moving or told,
             held_out=held_out,
             settings={**(settings or {}), "reference": reference},
             accelerator=accelerator,
@@ -127,6 +138,25 @@ def _reference(
         case "cache":
             return _cache(adapter, data, held_out, plan, out, lora, passes)
     raise UserError(f"no reference {kind!r}; there are {', '.join(get_args(ReferenceKind))}")
+
+
+def _moving(
+    adapter: Adapter, objective: Objective, options: TrainingOptions, kind: ReferenceKind
+) -> SyncedCopy | None:
+    """The reference that training moves, if it does."""
+    if not options.sync_reference_every:
+        return None
+    if not objective.needs.reference:
+        raise UserError(
+            f"{objective.spec} compares with no reference, so there is none to move",
+            hint="leave sync_reference_every at 0",
+        )
+    if kind == "cache":
+        raise UserError(
+            "a reference that moves cannot be computed beforehand",
+            hint="use --reference auto, or leave sync_reference_every at 0",
+        )
+    return SyncedCopy.of(adapter)
 
 
 def _cache(

@@ -45,10 +45,12 @@ def save(
     optimizer: torch.optim.Optimizer,
     objective: Objective,
     *,
+    reference: Mapping[str, Tensor] | None = None,
     write: bool = True,
 ) -> Path:
     """Write `folder/step-...`. All processes call it (sharded weights are gathered); one has
-    `write`. Raises OSError (disk full ...) and leaves earlier checkpoints as they were."""
+    `write`. reference: weights of one that moves with the policy. Raises OSError (disk full ...)
+    and leaves earlier checkpoints as they were."""
     trained = {name: _whole(weight) for name, weight in _trained(policy).items()}
     moments = {
         f"{name}|{key}": _whole(value)
@@ -62,6 +64,8 @@ def save(
         _save_tensors(trained, partial / "weights.safetensors")
         _save_tensors(moments, partial / "optimizer.safetensors")
         _save_tensors(objective.state_dict(), partial / "objective.safetensors")
+        if reference:
+            _save_tensors(reference, partial / "reference.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position), indent=1))
     return path
 
@@ -79,6 +83,11 @@ def load(
         device = value.device if key == "step" else weight.device
         optimizer.state[weight][key] = _like(value, weight).to(device)
     objective.load_state_dict(load_file(path / "objective.safetensors"))
+
+
+def reference_weights(path: Path) -> dict[str, Tensor]:
+    """Weights of the reference, where it moves with the policy."""
+    return load_file(path / "reference.safetensors")
 
 
 def read_position(path: Path) -> Position:

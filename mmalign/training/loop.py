@@ -18,7 +18,7 @@ from mmalign.adapters.protocol import Adapter
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.records import Preference
-from mmalign.reference import Reference
+from mmalign.reference import Reference, SyncedCopy
 from mmalign.training.batches import MicroBatch, Plan, Step, Steps, StreamedSteps
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.log import progress
@@ -59,6 +59,11 @@ def train(
     accelerator = accelerator or start(options, out)
     if objective.needs.reference and reference is None:
         raise UserError(f"{objective.spec} compares with a reference, and none was given")
+    if options.sync_reference_every and not isinstance(reference, SyncedCopy):
+        raise UserError(
+            "only a synced copy of the policy can follow it as a reference",
+            hint="use reference.SyncedCopy.of(adapter), or leave sync_reference_every at 0",
+        )
     plan = plan_of(adapter, objective, options, accelerator)
     steps = count_steps(data, plan, options)
     run = begin(adapter, objective, reference, options, steps, out, settings or {}, accelerator)
@@ -115,6 +120,10 @@ def _all_steps(run: Run, steps: Iterable[Step], held_out: Sequence[Preference], 
             began = time.perf_counter()
             row = _one_step(run, step)
             run.step = step.number + 1
+            if isinstance(run.reference, SyncedCopy) and _due(
+                run.step, options.sync_reference_every
+            ):
+                run.reference.sync(options.sync_reference_share)
             row |= {"step": run.step, "epoch": step.epoch, "seconds": time.perf_counter() - began}
             last = run.step == run.steps
             if len(held_out) and (last or _due(run.step, options.eval_every)):

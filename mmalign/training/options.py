@@ -30,6 +30,10 @@ class TrainingOptions:
         keep_checkpoints: Checkpoints kept, besides the best one.
         best_metric: Held-out metric that chooses the best checkpoint.
         workers: Processes that read and tokenise ahead; 0 does it in the main process.
+        sync_reference_every: Steps after which the reference moves towards the policy (TR-DPO,
+            arXiv:2404.09656; the paper's 512); 0 leaves it where training began.
+        sync_reference_share: How far it moves: share of the policy's weights in the new ones; 1
+            makes it the policy.
         trackers: Where metrics are sent besides metrics.jsonl.
         max_refused: Share of unusable records above which training stops.
     """
@@ -51,6 +55,8 @@ class TrainingOptions:
     keep_checkpoints: int = 2
     best_metric: str = "loss"
     workers: int = 0
+    sync_reference_every: int = 0
+    sync_reference_share: float = 0.6
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     max_refused: float = 0.1
 
@@ -60,6 +66,10 @@ class TrainingOptions:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps, 0 to 1, not {self.warmup}")
+        if not 0 < self.sync_reference_share <= 1:
+            raise ValueError(
+                f"sync_reference_share is above 0 and at most 1, not {self.sync_reference_share}"
+            )
         if self.steps is None and self.epochs <= 0:
             raise ValueError(f"epochs must be positive, not {self.epochs}")
         if self.steps is not None and self.steps <= 0:

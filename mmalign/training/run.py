@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmalign.adapters.protocol import Adapter
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
-from mmalign.reference import Reference
+from mmalign.reference import Reference, SyncedCopy
 from mmalign.training import checkpoint
 from mmalign.training.log import JsonLines, console
 from mmalign.training.options import TrainingOptions
@@ -154,7 +154,11 @@ def save(run: Run) -> None:
     folder, main = run.out / "checkpoints", run.accelerator.is_main_process
     optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]  # accelerate's wrapper
     try:
-        checkpoint.save(folder, position, run.adapter.policy, optimizer, run.objective, write=main)
+        checkpoint.save(
+            folder, position, run.adapter.policy, optimizer, run.objective,
+            reference=run.reference.state() if isinstance(run.reference, SyncedCopy) else None,
+            write=main,
+        )  # fmt: skip
         if main:
             checkpoint.prune(folder, run.options.keep_checkpoints, run.best_step)
     except OSError as error:
@@ -184,6 +188,8 @@ def _go_on(run: Run, newest: Path) -> None:
     _check_same(position.settings, run.settings, run.out)
     optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]  # accelerate's wrapper
     checkpoint.load(newest, run.adapter.policy, optimizer, run.objective)
+    if isinstance(run.reference, SyncedCopy):
+        run.reference.load_state(checkpoint.reference_weights(newest))
     run.step, run.refused = position.step, position.refused
     run.best_step, run.best_value = position.best_step, position.best_value
     if run.accelerator.is_main_process and run.step < run.steps:
