@@ -94,7 +94,7 @@ def open_dataset(
     names = dict(columns or {})
     opened: Preferences | PreferenceStream
     if streaming:
-        found, label, root, rows = _stream(where, split)
+        found, label, root, rows = open_rows(where, split)
         taken = recognise(renamed_columns(found, names, label), label, only=format)
         opened = PreferenceStream(rows, Reader(FORMATS[taken].read, label, names, root), taken)
     else:
@@ -137,10 +137,10 @@ def parse_columns(columns: Sequence[str] | None) -> dict[str, str | None]:
     return {ours: theirs or None for ours, theirs in pairs}
 
 
-def _stream(
+def open_rows(
     where: str | Path, split: str | None
 ) -> tuple[tuple[str, ...], str, Path | None, Iterable[Row]]:
-    """Columns, label, root and rows of a source that is read in order."""
+    """Columns, label, root and raw rows of a source that is read in order."""
     if _is_hub_name(where):
         columns, rows = hub.stream(str(where), split)
         return columns, _label(where, split), None, rows

@@ -1,0 +1,175 @@
+"""Builds are the same whoever builds them and however often they stop; nothing is lost unseen."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmalign.data import open_dataset
+from mmalign.data.errors import DatasetError, RecordError
+from mmalign.data_builders.engine import NOTHING_MADE, Built, Refused, build
+from mmalign.data_builders.records import Record, read_records
+from mmalign.errors import UserError
+from mmalign.records import Message, Preference, Provenance, Sample, Text, pair, text_of
+
+
+def louder(records: Iterable[Record]) -> Iterator[Preference | Refused]:
+    """Prefers a caption to its shout; refuses the empty, forgets "skip", stumbles over "bad"."""
+    for record in records:
+        if not record.caption:
+            yield Refused(record.id, "has no caption", "caption")
+        elif record.caption.startswith("bad"):
+            raise ValueError("a bad one")
+        elif record.caption != "skip":
+            prompt = (Message("user", (Text("Say it."),)),)
+            good, shout = (Text(t) for t in (record.caption, record.caption.upper()))
+            source = Provenance("louder", parents=(record.id,))
+            yield pair(Sample(prompt, (good,)), Sample(prompt, (shout,)), source=source)
+
+
+def wrong_settings(records: Iterable[Record]) -> Iterator[Preference]:
+    raise UserError("no such reward")
+    yield
+
+
+def table(folder: Path, captions: Iterable[str]) -> Path:
+    path = folder / "captions.jsonl"
+    path.write_text("".join(json.dumps({"caption": text}) + "\n" for text in captions))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def png(colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+CAPTIONS = [f"caption {i}" for i in range(70)]
+CAPTIONS[3], CAPTIONS[40], CAPTIONS[41] = "", "bad", "skip"
+
+
+def test_every_input_is_used_or_in_quarantine_with_its_reason(tmp_path: Path) -> None:
+    source = table(tmp_path, CAPTIONS)
+    source.write_text(source.read_text() + "{torn\n")
+    built = build(louder, read_records(source), tmp_path / "out", show=False)
+    assert built == Built(read=71, refused=4, preferences=67)
+    lines = [json.loads(x) for x in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [3, 40, 41, 70]
+    reasons = [line["reason"] for line in lines]
+    assert reasons[:3] == ["has no caption", "a bad one", NOTHING_MADE]
+    assert "not valid JSON" in reasons[3]
+    made = open_dataset(tmp_path / "out")
+    assert [text_of(p.chosen.response) for p in made][2:4] == ["caption 2", "caption 4"]
+    assert [p.source.details["row"] for p in made][2:4] == [2, 4]
+
+
+def test_a_build_that_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = table(tmp_path, CAPTIONS)
+    build(louder, read_records(source), tmp_path / "whole", show=False)
+
+    def cut() -> Iterator[tuple[int, Record | RecordError]]:
+        for number, record in read_records(source):
+            if number == 65:
+                raise KeyboardInterrupt
+            yield number, record
+
+    with pytest.raises(KeyboardInterrupt):
+        build(louder, cut(), tmp_path / "cut", show=False)
+    build(louder, read_records(source), tmp_path / "cut", show=False)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    assert build(louder, iter(()), tmp_path / "cut", show=False) == Built(70, 3, 67)
+
+
+def test_wrong_settings_are_not_the_inputs_fault(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such reward"):
+        build(wrong_settings, read_records(table(tmp_path, ["a"])), tmp_path / "out", show=False)
+
+
+def test_nothing_but_refusals_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="none of the 2 inputs"):
+        build(louder, read_records(table(tmp_path, ["", ""])), tmp_path / "out", show=False)
+
+
+def test_images_of_a_folder_have_captions_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(png())
+    (tmp_path / "a.jpg").write_text("no image at all")
+    (tmp_path / "b.txt").write_text("a red square\n")
+    (_, broken), (_, good) = read_records(tmp_path)
+    assert isinstance(good, Record)
+    assert isinstance(broken, Record)
+    assert (good.caption, good.pixels().size) == ("a red square", (4, 4))
+    with pytest.raises(ValueError, match="image"):
+        broken.pixels()
+
+
+def test_a_torn_tar_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "shard.tar"
+    with tarfile.open(path, "w") as archive:
+        for name, data in (("1.png", png()), ("1.txt", b"one"), ("2.png", png()), ("2.txt", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    assert [r.caption for _, r in read_records(path) if isinstance(r, Record)] == ["one", ""]
+    path.write_bytes(path.read_bytes()[: 512 * 4 + 700])  # within 2.png's header and content
+    found = [record for _, record in read_records(path)]
+    assert isinstance(found[0], Record)
+    assert found[0].caption == "one"
+    assert isinstance(found[-1], RecordError)
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from data_builders.test_engine import louder
+from mmalign.data_builders.engine import build
+from mmalign.data_builders.records import read_records
+if __name__ == "__main__":
+    build(louder, read_records(sys.argv[1]), Path(sys.argv[2]), workers=2, show=False)
+"""
+
+
+@pytest.mark.slow
+def test_killed_builds_with_workers_end_with_the_same_bytes(tmp_path: Path) -> None:
+    source = table(tmp_path, [f"caption {i} " + "x" * 50 for i in range(25_000)])
+    build(louder, read_records(source), tmp_path / "whole", show=False)
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, str(script), str(source), str(tmp_path / out)]
+
+    start = time.monotonic()
+    subprocess.run(command("workers"), env=settings, check=True)
+    seconds = time.monotonic() - start
+    assert files(tmp_path / "workers") == files(tmp_path / "whole")
+
+    draws = random.Random(0)
+    killed = 0
+    for trial in range(5):
+        out = f"killed-{trial}"
+        process = subprocess.Popen(command(out), env=settings)
+        time.sleep(draws.uniform(0.2, 0.9) * seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+        subprocess.run(command(out), env=settings, check=True)
+        assert files(tmp_path / out) == files(tmp_path / "whole")
+    assert killed >= 3
