@@ -24,9 +24,11 @@ from transformers.utils import ModelOutput
 from mmalign.adapters.packing import (
     PackingError,
     Segments,
+    attention_of,
     expected_windows,
     segment_inputs,
     segment_positions,
+    set_attention,
     use_segments,
 )
 from mmalign.adapters.protocol import Inputs, Scored, TokenScores
@@ -35,11 +37,16 @@ from mmalign.adapters.token_log_probs import Tail, token_log_probs
 
 @dataclass(frozen=True)
 class Tokens:
-    """One tokenised sample. weights: one per completion token."""
+    """One tokenised sample. weights: one per completion token. images: digests of the prompt's
+    images, which tell apart prompts of equal tokens."""
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     weights: tuple[float, ...]
+    images: tuple[str, ...] = ()
+
+    def same_prompt(self, other: Tokens) -> bool:
+        return self.prompt == other.prompt and self.images == other.images
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def group_by_prompt(samples: Sequence[Tokens]) -> list[list[Tokens]]:
     """Neighbours with equal prompts, in order."""
     groups: list[list[Tokens]] = []
     for sample in samples:
-        if groups and groups[-1][0].prompt == sample.prompt:
+        if groups and groups[-1][0].same_prompt(sample):
             groups[-1].append(sample)
         else:
             groups.append([sample])
@@ -250,6 +257,10 @@ class _GivenOutput(ModelOutput):
     cache_params: Any = None
     hidden_states: Any = None
     attentions: Any = None
+    image_hidden_states: Any = None
+    image_outputs: Any = None
+    video_outputs: Any = None
+    rope_deltas: Any = None
     cross_attentions: Any = None
     router_logits: Any = None
 
@@ -280,12 +291,12 @@ def examine(lm: PreTrainedModel) -> Abilities:
     """
     with evaluating(lm), torch.no_grad():
         tail = _works(lambda: _check_tail(lm), lm, "run its head on chosen positions only")
-        before = lm.config._attn_implementation
+        before = attention_of(lm)
         packed = tail and _works(
             lambda: _check_segments(lm), lm, "compute a prompt once for all its responses"
         )
-    if not packed and lm.config._attn_implementation != before:
-        lm.set_attn_implementation(before)
+    if not packed and attention_of(lm) != before:
+        set_attention(lm, before)
     return Abilities(packed, tail)
 
 
@@ -353,6 +364,18 @@ def _random_samples(lm: PreTrainedModel) -> list[Tokens]:
         prompt = tokens(prompt_length)
         samples += [Tokens(prompt, tokens(n + 1), (1.0,) * (n + 1)) for n in lengths]
     return samples
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """Inputs with every tensor on the device."""
+    match value:
+        case Tensor():
+            return value.to(device, non_blocking=True)
+        case dict():
+            return {name: moved(item, device) for name, item in value.items()}
+        case list():
+            return [moved(item, device) for item in value]
+    return value
 
 
 @contextmanager

@@ -36,6 +36,10 @@ class Going:
         self.position, self.done = self.position[places], self.done[places]
 
 
+Started = tuple[Tensor, DynamicCache, Going]
+"""Logits (r v) after each prompt, the cache, and the rows."""
+
+
 def decode(
     lm: Any,
     prompts: Sequence[Sequence[int]],
@@ -44,12 +48,14 @@ def decode(
     steps: int,
     stop_ids: Collection[int],
     pad_id: int,
+    start: Started | None = None,
 ) -> list[list[int]]:
     """Token ids of each prompt's continuation, without the token that ended it.
 
     lm: a causal language model of transformers whose cache can be indexed by rows.
+    start: what `read_prompts` gives, where prompts are more than their token ids.
     """
-    logits, cache, going = read_prompts(lm, prompts, pad_id)
+    logits, cache, going = read_prompts(lm, prompts, pad_id) if start is None else start
     stops = torch.tensor(sorted(stop_ids), device=logits.device)
     answers: list[list[int]] = [[] for _ in prompts]
     for step in range(steps):

@@ -53,9 +53,13 @@ def segment_positions(groups: Groups) -> Tensor:
     return torch.cat(runs)
 
 
-def segment_inputs(input_ids: Tensor, position_ids: Tensor, groups: Groups) -> dict[str, Any]:
-    """Arguments for one call on a packed row. ids and positions: (1 s)."""
+def segment_inputs(
+    input_ids: Tensor, position_ids: Tensor, groups: Groups, **rest: Any
+) -> dict[str, Any]:
+    """Arguments for one call on a packed row. ids: (1 s); positions: (1 s), or (3 1 s) where they
+    are multimodal. rest: further arguments, passed on."""
     return {
+        **rest,
         "input_ids": input_ids,
         "position_ids": position_ids,
         # Any 4-D mask keeps the model from building one of s x s; ours does not look at it.
@@ -69,12 +73,24 @@ def use_segments(model: PreTrainedModel) -> None:
 
     Raises PackingError for models outside transformers' attention interface.
     """
-    before = model.config._attn_implementation
+    before = attention_of(model)
     if before not in ("sdpa", "eager"):
         raise PackingError(f"its attention implementation is {before!r}, not 'sdpa'")
-    model.set_attn_implementation(IMPLEMENTATION)
-    if model.config._attn_implementation != IMPLEMENTATION:
+    set_attention(model, IMPLEMENTATION)
+    if attention_of(model) != IMPLEMENTATION:
         raise PackingError("its attention cannot be replaced by a registered function")
+
+
+def attention_of(model: PreTrainedModel) -> str:
+    """The attention implementation of the language model; a vision tower has its own."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+def set_attention(model: PreTrainedModel, name: str) -> None:
+    """Of the language model only."""
+    text = model.config.get_text_config()
+    inner = [key for key in model.config.sub_configs if getattr(model.config, key, None) is text]
+    model.set_attn_implementation({inner[0]: name} if inner else name)
 
 
 def segment_attention(

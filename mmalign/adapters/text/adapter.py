@@ -6,9 +6,6 @@ import copy
 import hashlib
 import importlib.metadata
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -21,11 +18,19 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from mmalign.adapters import lora
-from mmalign.adapters.autoregressive import Abilities, causal_lm, evaluating, score, vocabulary
+from mmalign.adapters.autoregressive import (
+    Abilities,
+    causal_lm,
+    evaluating,
+    moved,
+    score,
+    vocabulary,
+)
 from mmalign.adapters.beams import Voice, search
 from mmalign.adapters.decoding import decode
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.sampling import SeededDraws
+from mmalign.adapters.saving import write_folder, write_weights
 from mmalign.adapters.text.collate import TextCollator
 from mmalign.errors import UserError
 from mmalign.records import Message, Sample, Text
@@ -94,7 +99,7 @@ class TextAdapter:
 
     def encode(self, inputs: Inputs) -> Inputs:
         """Moves everything to the device; policy and reference share no further computation."""
-        return _moved(inputs, self.device)
+        return moved(inputs, self.device)
 
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
         """stats: names out of `token_log_probs.STATS`."""
@@ -210,10 +215,10 @@ class TextAdapter:
             if isinstance(self.policy, PeftModel):
                 self.policy.save_pretrained(where, selected_adapters=[lora.TRAINED])
             else:
-                self._write_weights(causal_lm(self.policy), where)
+                write_weights(causal_lm(self.policy), where, self.dropouts)
             self.tokenizer.save_pretrained(where)
 
-        _write_folder(Path(folder), write)
+        write_folder(Path(folder), write)
 
     def export_merged(self, folder: Path) -> None:
         """The whole model with the LoRA folded in, as plain transformers reads it."""
@@ -222,20 +227,10 @@ class TextAdapter:
             model = copy.deepcopy(model).merge_and_unload(adapter_names=[lora.TRAINED])
 
         def write(where: Path) -> None:
-            self._write_weights(causal_lm(model), where)
+            write_weights(causal_lm(model), where, self.dropouts)
             self.tokenizer.save_pretrained(where)
 
-        _write_folder(Path(folder), write)
-
-    def _write_weights(self, lm: Any, folder: Path) -> None:
-        silenced = {name: getattr(lm.config, name) for name in self.dropouts}
-        try:
-            for name, value in self.dropouts.items():
-                setattr(lm.config, name, value)
-            lm.save_pretrained(folder)
-        finally:
-            for name, value in silenced.items():
-                setattr(lm.config, name, value)
+        write_folder(Path(folder), write)
 
     def _continue(
         self, prompts: list[list[int]], draws: SeededDraws, stop: Sequence[str]
@@ -310,27 +305,3 @@ class TextAdapter:
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    match value:
-        case Tensor():
-            return value.to(device, non_blocking=True)
-        case dict():
-            return {name: _moved(item, device) for name, item in value.items()}
-    return value
-
-
-def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Files appear in `folder` one by one, each complete."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder, prefix=".save.partial-"))
-    try:
-        write(draft)
-        for file in sorted(draft.rglob("*")):
-            if file.is_file():
-                target = folder / file.relative_to(draft)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-    finally:
-        shutil.rmtree(draft)

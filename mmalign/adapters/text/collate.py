@@ -10,6 +10,7 @@ tokenised apart.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from mmalign.adapters.autoregressive import Tokens, pack, row_tokens
 from mmalign.adapters.protocol import BadSample, Inputs
 from mmalign.adapters.text.template import (
+    TEXT_ONLY,
+    Contents,
     Rendered,
     end_of_turn,
     is_plain,
@@ -35,6 +38,7 @@ class TextCollator:
     max_length: tokens of prompt and completion together that a sample may have. A longer one
         raises BadSample or, with truncate, loses the end of its completion; a prompt is never cut.
     packed: whether neighbours with equal prompts share them in one row.
+    contents: how the parts of messages are written.
     """
 
     def __init__(
@@ -44,12 +48,14 @@ class TextCollator:
         max_length: int | None = None,
         truncate: bool = False,
         packed: bool = True,
+        contents: Contents = TEXT_ONLY,
     ) -> None:
         self.tokenizer = tokenizer
+        self.contents = contents
         self.max_length = max_length
         self.truncate = truncate
         self.packed = packed
-        self.end = end_of_turn(tokenizer)
+        self.end = end_of_turn(tokenizer, contents)
         self._seen: dict[Sample, Tokens] = {}
 
     def __call__(self, samples: Sequence[Sample], seeds: Sequence[int] = ()) -> Inputs:
@@ -72,7 +78,9 @@ class TextCollator:
         if known is None:
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
-            known = self._seen[sample] = self._limited(self._tokenise(sample))
+            known = self._seen[sample] = limited(
+                self._tokenise(sample), max_length=self.max_length, truncate=self.truncate
+            )
         return known
 
     def prompt_ids(self, prompt: tuple[Message, ...]) -> list[int]:
@@ -80,7 +88,7 @@ class TextCollator:
 
         Raises BadSample when there is no token at all: the first one could not be predicted.
         """
-        ids = self._ids(render_prompt(self.tokenizer, prompt))
+        ids = self._ids(render_prompt(self.tokenizer, prompt, self.contents))
         if is_plain(prompt):
             ids = self._with_bos(ids)
         if not ids:
@@ -116,7 +124,7 @@ class TextCollator:
         """The text, the ids of prompt and completion, and the characters of the rendered
         completion that each of the latter stands for."""
         prompt = self.prompt_ids(sample.prompt)
-        rendered = render(self.tokenizer, sample.prompt, sample.response, self.end)
+        rendered = render(self.tokenizer, sample.prompt, sample.response, self.end, self.contents)
         together = self._encode(rendered.prompt + rendered.completion)
         bare = self._with_bos(together["input_ids"]) if rendered.plain else together["input_ids"]
         if bare[: len(prompt)] == prompt:
@@ -158,24 +166,6 @@ class TextCollator:
             weights.append(float(max(touching, key=abs, default=1.0)))
         return weights
 
-    def _limited(self, tokens: Tokens) -> Tokens:
-        limit, prompt, length = self.max_length, len(tokens.prompt), len(tokens.completion)
-        if limit is None or prompt + length <= limit:
-            return tokens
-        counts = f"prompt {prompt} + response {length} = {prompt + length} tokens"
-        if not self.truncate:
-            raise BadSample(
-                f"{counts}, more than max_length={limit}: raise max_length, drop the sample, "
-                "or pass truncate=True to keep the beginning of the response"
-            )
-        if prompt >= limit:
-            raise BadSample(
-                f"{counts}: the prompt alone fills max_length={limit} and is never cut: "
-                "raise max_length or drop the sample"
-            )
-        kept = limit - prompt
-        return Tokens(tokens.prompt, tokens.completion[:kept], tokens.weights[:kept])
-
     def _with_bos(self, ids: list[int]) -> list[int]:
         """What the tokenizer itself puts in front of a text, once."""
         bos = self.tokenizer.bos_token_id
@@ -203,3 +193,23 @@ class TextCollator:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}
+
+
+def limited(tokens: Tokens, *, max_length: int | None, truncate: bool) -> Tokens:
+    """Tokens that fit. Raises BadSample; a prompt is never cut."""
+    limit, prompt, length = max_length, len(tokens.prompt), len(tokens.completion)
+    if limit is None or prompt + length <= limit:
+        return tokens
+    counts = f"prompt {prompt} + response {length} = {prompt + length} tokens"
+    if not truncate:
+        raise BadSample(
+            f"{counts}, more than max_length={limit}: raise max_length, drop the sample, "
+            "or pass truncate=True to keep the beginning of the response"
+        )
+    if prompt >= limit:
+        raise BadSample(
+            f"{counts}: the prompt alone fills max_length={limit} and is never cut: "
+            "raise max_length or drop the sample"
+        )
+    kept = limit - prompt
+    return replace(tokens, completion=tokens.completion[:kept], weights=tokens.weights[:kept])

@@ -9,7 +9,7 @@ the end of turn: what the model would have to answer to the prompt that it is gi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,14 @@ def is_plain(prompt: Sequence[Message]) -> bool:
     return PLAIN in roles
 
 
+@dataclass(frozen=True)
+class Contents:
+    """How a message's parts are written: for a chat template, and in a prompt used verbatim."""
+
+    chat: Callable[[Sequence[Part]], Any]
+    plain: Callable[[Sequence[Part]], str]
+
+
 def only_text(parts: Sequence[Part], where: str) -> str:
     for part in parts:
         if isinstance(part, Media):
@@ -62,11 +70,20 @@ def only_text(parts: Sequence[Part], where: str) -> str:
     return text_of(tuple(parts))
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message]) -> str:
+def _prompt_text(parts: Sequence[Part]) -> str:
+    return only_text(parts, "prompt")
+
+
+TEXT_ONLY = Contents(_prompt_text, _prompt_text)
+
+
+def render_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[Message], contents: Contents = TEXT_ONLY
+) -> str:
     """What generation sees, as text."""
     if is_plain(prompt):
-        return "".join(only_text(message.parts, "prompt") for message in prompt)
-    return _apply(tokenizer, _messages(prompt), add_generation_prompt=True)
+        return "".join(contents.plain(message.parts) for message in prompt)
+    return _apply(tokenizer, _messages(prompt, contents), add_generation_prompt=True)
 
 
 def render(
@@ -74,22 +91,25 @@ def render(
     prompt: Sequence[Message],
     response: Sequence[Part],
     end: EndOfTurn | None,
+    contents: Contents = TEXT_ONLY,
 ) -> Rendered:
     """`end` is what `end_of_turn` found; it is needed for chats only."""
     answer = only_text(response, "response")
-    opening = render_prompt(tokenizer, prompt)
+    opening = render_prompt(tokenizer, prompt, contents)
     if is_plain(prompt):
         return Rendered(opening, answer, 0, plain=True)
     assert end is not None  # render_prompt has refused chats without a template
-    turn = {"role": "assistant", "content": answer}
-    finished = _apply(tokenizer, [*_messages(prompt), turn], add_generation_prompt=False)
+    turns = _messages([*prompt, Message("assistant", (Text(answer),))], contents)
+    finished = _apply(tokenizer, turns, add_generation_prompt=False)
     if not (finished.startswith(opening) and finished.endswith(end.written)):
         return Rendered(opening, answer + end.text, 0, plain=False)
     body = finished[len(opening) : len(finished) - len(end.written)]
     return Rendered(opening, body + end.text, _offset(body, answer), plain=False)
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn | None:
+def end_of_turn(
+    tokenizer: PreTrainedTokenizerBase, contents: Contents = TEXT_ONLY
+) -> EndOfTurn | None:
     """How the template ends an assistant's turn, found by rendering one. None without a template.
 
     The end is the first special token behind the message; a template without one gets the
@@ -97,7 +117,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> EndOfTurn | None:
     """
     if tokenizer.chat_template is None:
         return None
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _PROBE}]
+    messages = [Message("user", (Text("Hi"),)), Message("assistant", (Text(_PROBE),))]
+    turns = _messages(messages, contents)
     _, written, after = _apply(tokenizer, turns, add_generation_prompt=False).rpartition(_PROBE)
     if not written:
         raise UserError(
@@ -122,14 +143,12 @@ def _offset(body: str, answer: str) -> int | None:
     return None
 
 
-def _messages(prompt: Sequence[Message]) -> list[dict[str, str]]:
-    return [
-        {"role": message.role, "content": only_text(message.parts, "prompt")} for message in prompt
-    ]
+def _messages(prompt: Sequence[Message], contents: Contents) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": contents.chat(message.parts)} for message in prompt]
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, Any]], *, add_generation_prompt: bool
 ) -> str:
     if tokenizer.chat_template is None:
         raise UserError(
