@@ -195,7 +195,7 @@ def vocabulary(lm: PreTrainedModel) -> int:
 
 def head_trained(lm: PreTrainedModel) -> bool:
     """Whether anything behind the hidden states gets gradients, a tied embedding included."""
-    backbone = _backbone_name(lm)
+    backbone = backbone_name(lm)
     behind = [child for name, child in lm.named_children() if name != backbone]
     return any(p.requires_grad for child in behind for p in child.parameters())
 
@@ -213,7 +213,7 @@ def hidden_states(model: nn.Module, **call: Any) -> Tensor:
         return output
 
     lm = causal_lm(model)
-    handle = lm.get_submodule(_backbone_name(lm)).register_forward_hook(catch)
+    handle = lm.get_submodule(backbone_name(lm)).register_forward_hook(catch)
     try:
         model(**call, use_cache=False)
     finally:
@@ -228,7 +228,7 @@ def own_tail(lm: PreTrainedModel) -> Tail:
     """
     given = _Given()
     twin = copy.copy(lm)
-    twin._modules = {**lm._modules, _backbone_name(lm): given}
+    twin._modules = {**lm._modules, backbone_name(lm): given}
     nothing = torch.zeros(1, 1, dtype=torch.long, device=lm.device)
 
     def tail(hidden: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def _as_is(logits: Tensor) -> Tensor:
     return logits
 
 
-def _backbone_name(lm: PreTrainedModel) -> str:
+def backbone_name(lm: PreTrainedModel) -> str:
     """The child that holds the input embeddings and is not the head."""
     embeddings = lm.get_input_embeddings()
     for name, child in lm.named_children():

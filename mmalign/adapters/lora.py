@@ -155,5 +155,10 @@ def merged(policy: nn.Module) -> Iterator[None]:
             weight.data = data
 
 
+def has_lora(policy: nn.Module) -> bool:
+    """Whether there is a LoRA to switch off. Frozen parts, such as a vision tower, are none."""
+    return bool(_layers(policy))
+
+
 def _layers(policy: nn.Module) -> list[Any]:
     return [module for module in policy.modules() if isinstance(module, LoraLayer)]

@@ -9,18 +9,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmalign.adapters.dropouts import set_options
+
 
 def write_weights(lm: Any, folder: Path, dropouts: Mapping[str, float]) -> None:
     """All weights as `from_pretrained` reads them. dropouts: what the configuration said before
     dropout was switched off."""
-    silenced = {name: getattr(lm.config, name) for name in dropouts}
     try:
-        for name, value in dropouts.items():
-            setattr(lm.config, name, value)
+        set_options(lm.config, dropouts)
         lm.save_pretrained(folder)
     finally:
-        for name, value in silenced.items():
-            setattr(lm.config, name, value)
+        set_options(lm.config, dict.fromkeys(dropouts, 0.0))
 
 
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from accelerate import Accelerator
 from torch import Tensor
 
+from mmalign.adapters.lora import has_lora
 from mmalign.adapters.protocol import Adapter
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
@@ -122,7 +123,7 @@ def _reference(
     """None for objectives that compare with no reference: nothing is loaded or computed then."""
     if not objective.needs.reference:
         return None
-    lora = any(not weight.requires_grad for weight in adapter.policy.parameters())
+    lora = has_lora(adapter.policy)
     match kind:
         case "auto":
             return AdapterOff(adapter) if lora else FrozenCopy.of(adapter)

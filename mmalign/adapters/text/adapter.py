@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.metadata
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from mmalign.adapters.autoregressive import (
 )
 from mmalign.adapters.beams import Voice, search
 from mmalign.adapters.decoding import decode
+from mmalign.adapters.fingerprint import fingerprint
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.sampling import SeededDraws
 from mmalign.adapters.saving import write_folder, write_weights
@@ -37,8 +35,6 @@ from mmalign.records import Message, Sample, Text
 
 Progress = Callable[[int, int], None]
 """Called with how many are done and how many there are."""
-
-_VERSIONS = ("torch", "transformers", "tokenizers", "peft")
 
 
 @dataclass
@@ -68,23 +64,14 @@ class TextAdapter:
     @property
     def fingerprint(self) -> str:
         """Hash of all but the weights that log-probabilities depend on."""
-        tokenizer, config = self.tokenizer, causal_lm(self.policy).config.to_dict()
-        # Where the model lies and what wrote it does not change what it computes.
-        for name in ("_name_or_path", "transformers_version", "dtype"):
-            config.pop(name, None)
-        parts = {
-            "vocabulary": sorted(tokenizer.get_vocab().items()),
-            "tokenizer": tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else "",
-            "special": {name: str(t) for name, t in tokenizer.special_tokens_map.items()},
-            "template": tokenizer.chat_template,
-            "max_length": self.collator.max_length,
-            "truncate": self.collator.truncate,
-            "abilities": [self.abilities.packed, self.abilities.tail],
-            "precision": str(self.precision),
-            "config": config,
-            "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        return fingerprint(
+            causal_lm(self.policy),
+            self.tokenizer,
+            max_length=self.collator.max_length,
+            truncate=self.collator.truncate,
+            abilities=[self.abilities.packed, self.abilities.tail],
+            precision=str(self.precision),
+        )
 
     @property
     def size(self) -> Callable[[Sequence[Sample]], int]:

@@ -56,7 +56,7 @@ class TextCollator:
         self.truncate = truncate
         self.packed = packed
         self.end = end_of_turn(tokenizer, contents)
-        self._seen: dict[Sample, Tokens] = {}
+        self._seen: dict[str, Tokens] = {}  # by id: samples may hold large images
 
     def __call__(self, samples: Sequence[Sample], seeds: Sequence[int] = ()) -> Inputs:
         """One batch. A language model's log-probabilities need no randomness: seeds are unused."""
@@ -74,11 +74,11 @@ class TextCollator:
 
     def tokens(self, sample: Sample) -> Tokens:
         """Raises BadSample for media, weights that find no place, and samples too long."""
-        known = self._seen.get(sample)
+        known = self._seen.get(sample.id)
         if known is None:
             if len(self._seen) >= _REMEMBERED:
                 self._seen.clear()
-            known = self._seen[sample] = limited(
+            known = self._seen[sample.id] = limited(
                 self._tokenise(sample), max_length=self.max_length, truncate=self.truncate
             )
         return known

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mmalign.adapters.autoregressive import examine
+from mmalign.adapters.dropouts import dropouts_of, set_options
 from mmalign.adapters.lora import Lora, add_lora, load_lora
 from mmalign.adapters.text.adapter import TextAdapter
 from mmalign.adapters.text.collate import TextCollator
@@ -103,51 +104,57 @@ def _tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except (OSError, HfHubHTTPError, ValueError) as error:
-        raise _unavailable("tokenizer", source, error) from error
+        raise unavailable("tokenizer", source, error) from error
     if chat_template is not None:
-        text = str(chat_template)
-        looks_like_file = "{" not in text
-        if looks_like_file and not Path(text).is_file():
-            raise UserError(
-                f"chat_template is {text!r}, which is neither a template nor a file",
-                hint="a template contains {{ ... }} or {% ... %}",
-            )
-        tokenizer.chat_template = Path(text).read_text() if looks_like_file else text
+        tokenizer.chat_template = template_of(chat_template)
     return tokenizer
+
+
+def template_of(chat_template: str | Path) -> str:
+    """A Jinja template given as such or as a file. Raises UserError for what is neither."""
+    text = str(chat_template)
+    looks_like_file = "{" not in text
+    if looks_like_file and not Path(text).is_file():
+        raise UserError(
+            f"chat_template is {text!r}, which is neither a template nor a file",
+            hint="a template contains {{ ... }} or {% ... %}",
+        )
+    return Path(text).read_text() if looks_like_file else text
 
 
 def _model(
     source: str, dtype: torch.dtype, attention: str | None, *, trust_remote_code: bool
 ) -> tuple[Any, dict[str, float]]:
+    chosen = {"attn_implementation": attention} if attention else {}
+    try:
+        return without_dropout(
+            AutoModelForCausalLM, source, dtype, trust_remote_code=trust_remote_code, **chosen
+        )
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise unavailable("model", source, error) from error
+
+
+def without_dropout(
+    auto: Any, source: str, dtype: torch.dtype, *, trust_remote_code: bool, **options: Any
+) -> tuple[Any, dict[str, float]]:
     """The model without dropout, and the dropout probabilities that it was published with.
 
     Policy and reference must agree, and a reference is computed without dropout.
+    auto: the class of transformers that knows models of this kind.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        dropouts = {
-            name: value
-            for name, value in vars(config).items()
-            if "drop" in name and isinstance(value, float) and value > 0
-        }
-        for name in dropouts:
-            setattr(config, name, 0.0)
-        lm = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            trust_remote_code=trust_remote_code,
-            **({"attn_implementation": attention} if attention else {}),
-        )
-    except (OSError, HfHubHTTPError, ValueError) as error:
-        raise _unavailable("model", source, error) from error
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    dropouts = dropouts_of(config)
+    set_options(config, dict.fromkeys(dropouts, 0.0))
+    lm = auto.from_pretrained(
+        source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, **options
+    )
     for module in lm.modules():  # models of remote code may not read them from the configuration
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return lm, dropouts
 
 
-def _unavailable(what: str, source: str, error: Exception) -> UserError:
+def unavailable(what: str, source: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0]
     if Path(source).is_dir():
         return UserError(

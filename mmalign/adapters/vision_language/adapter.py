@@ -1,0 +1,267 @@
+"""The vision-language adapter: log-probabilities, sampling and saving of a model that sees.
+
+Policy and reference share the vision tower's work wherever it is frozen: `encode` does it once for
+each image of a batch. Axes: n samples, r rows, s positions, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedTokenizerBase
+
+from mmalign.adapters import lora
+from mmalign.adapters.autoregressive import (
+    Abilities,
+    causal_lm,
+    evaluating,
+    moved,
+    score,
+    vocabulary,
+)
+from mmalign.adapters.decoding import Going, Started, decode
+from mmalign.adapters.fingerprint import fingerprint
+from mmalign.adapters.protocol import Inputs, Scored
+from mmalign.adapters.sampling import SeededDraws
+from mmalign.adapters.saving import write_folder, write_weights
+from mmalign.adapters.vision_language.collate import VisionLanguageCollator
+from mmalign.adapters.vision_language.features import encode_images, given
+from mmalign.records import Message, Sample, Text
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+
+
+@dataclass
+class VisionLanguageAdapter:
+    """An image-text-to-text model as mmalign sees it; `load_vision_language` makes one.
+
+    policy: the model, under LoRA or not. frozen_vision: whether neither the vision tower nor the
+    projector is trained, so that policy and reference share their features. precision: of the
+    arithmetic; weights that are trained are float32. dropouts: as published, 0 meanwhile.
+    """
+
+    policy: nn.Module
+    collator: VisionLanguageCollator
+    abilities: Abilities
+    frozen_vision: bool = True
+    precision: torch.dtype = torch.float32
+    dropouts: Mapping[str, float] = field(default_factory=dict)
+    seeded = False
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.collator.words.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        return causal_lm(self.policy).device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all but the weights that log-probabilities depend on."""
+        return fingerprint(
+            causal_lm(self.policy),
+            self.tokenizer,
+            processor=self.collator.processing.processor.to_dict(),
+            max_length=self.collator.max_length,
+            truncate=self.collator.truncate,
+            abilities=[self.abilities.packed, self.abilities.tail],
+            precision=str(self.precision),
+        )
+
+    @property
+    def size(self) -> Callable[[Sequence[Sample]], int]:
+        """Tokens, of images too, that the model computes for these samples."""
+        return self.collator.size
+
+    @property
+    def collate(self) -> VisionLanguageCollator:
+        """Called with samples and seeds. Not a method, so that what is sent to data workers holds
+        no model."""
+        return self.collator
+
+    def encode(self, inputs: Inputs) -> Inputs:
+        """Moves everything to the device; a frozen tower sees every image of the batch once."""
+        inputs = moved(inputs, self.device)
+        if not (self.frozen_vision and inputs["images"]["order"]):
+            return inputs
+        with torch.no_grad(), self.arithmetic():
+            features = encode_images(causal_lm(self.policy), inputs["images"])
+        images = {"order": inputs["images"]["order"], "features": features}
+        return {**inputs, "images": images}
+
+    def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
+        """stats: names out of `token_log_probs.STATS`."""
+        with self.arithmetic(), self.seeing(model, inputs["images"]) as call:
+            return score(
+                model, {**inputs, "call": {**inputs["call"], **call}}, self.abilities, stats
+            )
+
+    def reference_mode(self) -> AbstractContextManager[None]:
+        """Inside, `policy` is the model as it was loaded. Raises ValueError without LoRA."""
+        return lora.reference_mode(self.policy)
+
+    def sample(
+        self,
+        prompts: Sequence[tuple[Message, ...]],
+        seeds: Sequence[int],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        batch_size: int = 16,
+        merge: bool = False,
+        progress: Progress | None = None,
+        **unknown: Any,
+    ) -> list[Sample]:
+        """One response to each prompt, in the order given, without the token that ends it.
+
+        A row's draws depend on its own seed only; tokens that stand for images are never drawn.
+        temperature 0 is greedy; top_p 1 and top_k 0 keep all tokens. stop: strings at which a
+        response is cut, themselves left out.
+        merge: fold the LoRA into the weights meanwhile (quicker, twice the memory).
+        """
+        if unknown:
+            raise TypeError(f"vision-language sampling has no option {sorted(unknown)[0]!r}")
+        if len(prompts) != len(seeds):
+            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
+        read = [self.collator.prompt(prompt) for prompt in prompts]
+        order = sorted(range(len(read)), key=lambda index: len(read[index].ids), reverse=True)
+        texts: dict[int, str] = {}
+        folded = lora.merged(self.policy) if merge else nullcontext()
+        with evaluating(self.policy), torch.no_grad(), self.arithmetic(), folded:
+            for start in range(0, len(order), batch_size):
+                rows = order[start : start + batch_size]
+                draws = SeededDraws(
+                    [seeds[row] for row in rows],
+                    steps=max_new_tokens,
+                    temperature=temperature,
+                    top_k=top_k,
+                    top_p=top_p,
+                    allowed=self._speakable(),
+                )
+                answers = decode(
+                    causal_lm(self.policy),
+                    [read[row].ids for row in rows],
+                    draws,
+                    steps=max_new_tokens,
+                    stop_ids=self.stop_ids,
+                    pad_id=self.collator.words.pad_id,
+                    start=self._read([prompts[row] for row in rows]),
+                )
+                for row, answer in zip(rows, answers, strict=True):
+                    texts[row] = self._text(answer, stop)
+                if progress is not None:
+                    progress(len(texts), len(prompts))
+        return [Sample(prompt, (Text(texts[row]),)) for row, prompt in enumerate(prompts)]
+
+    def save(self, folder: Path) -> None:
+        """The LoRA as peft writes it, or all weights; the processor beside it."""
+
+        def write(where: Path) -> None:
+            if isinstance(self.policy, PeftModel):
+                self.policy.save_pretrained(where, selected_adapters=[lora.TRAINED])
+            else:
+                write_weights(causal_lm(self.policy), where, self.dropouts)
+            self.collator.processing.processor.save_pretrained(where)
+
+        write_folder(Path(folder), write)
+
+    def export_merged(self, folder: Path) -> None:
+        """The whole model with the LoRA folded in, as plain transformers reads it."""
+        model = self.policy
+        if isinstance(model, PeftModel):
+            model = copy.deepcopy(model).merge_and_unload(adapter_names=[lora.TRAINED])
+
+        def write(where: Path) -> None:
+            write_weights(causal_lm(model), where, self.dropouts)
+            self.collator.processing.processor.save_pretrained(where)
+
+        write_folder(Path(folder), write)
+
+    @contextmanager
+    def seeing(self, model: nn.Module, images: Inputs) -> Iterator[dict[str, Any]]:
+        """Inside, a call of the model with these further arguments sees the images."""
+        if not images["order"]:
+            yield {}
+            return
+        lm = causal_lm(model)
+        features = images.get("features") or encode_images(lm, images)
+        with given(lm, features, images["order"]):
+            # Any pixels make the model ask for features.
+            yield {"pixel_values": torch.zeros(1, device=lm.device)}
+
+    def _read(self, prompts: Sequence[tuple[Message, ...]]) -> Started:
+        """One pass over the distinct prompts, padded on the left, images included."""
+        read = [self.collator.prompt(prompt) for prompt in prompts]
+        first = dict(zip(read, prompts, strict=True))
+        distinct = list(first)
+        longest, pad = max(len(prompt.ids) for prompt in distinct), self.collator.words.pad_id
+        gaps = [longest - len(prompt.ids) for prompt in distinct]
+        padded = [[pad] * gap + list(p.ids) for gap, p in zip(gaps, distinct, strict=True)]
+        ids = torch.tensor(padded)
+        seen = (torch.arange(longest) >= torch.tensor(gaps)[:, None]).long()
+        after = seen.sum(-1)
+        positions = (seen.cumsum(-1) - 1).clamp(min=0)
+        if self.collator.multimodal:
+            positions = torch.zeros(3, *ids.shape, dtype=torch.long)
+            for row, (gap, prompt) in enumerate(zip(gaps, distinct, strict=True)):
+                positions[:, row, gap:], after[row] = prompt.positions()
+        lm = causal_lm(self.policy)
+        inputs = self.encode({"images": self.collator.images(list(first.values()))})
+        cache = DynamicCache(config=lm.config.get_text_config())
+        call = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
+        with self.seeing(self.policy, inputs["images"]) as further:
+            out = lm(
+                **moved(call, self.device),
+                **further,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        place = {prompt: number for number, prompt in enumerate(distinct)}
+        index = torch.tensor([place[prompt] for prompt in read])
+        index = index.to(self.device)
+        cache.batch_select_indices(index)
+        rows = torch.arange(len(prompts), device=self.device)
+        seen, after = seen.to(self.device)[index], after.to(self.device)[index]
+        going = Going(rows, seen, after, torch.zeros_like(rows, dtype=torch.bool))
+        return out.logits[index, -1], cache, going
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """Tokens that end a response: the model's, the tokenizer's and the chat template's."""
+        own = causal_lm(self.policy).generation_config.eos_token_id
+        ids = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+        end = self.collator.words.end
+        if end is not None and end.text:
+            ids.add(self.tokenizer(end.text, add_special_tokens=False).input_ids[-1])
+        return sorted(i for i in ids if i is not None)
+
+    def _text(self, ids: list[int], stop: Sequence[str]) -> str:
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text[: min([text.find(s) for s in stop if s in text], default=len(text))]
+
+    def _speakable(self) -> Tensor:
+        """(v,) false for rows by which the vocabulary is padded and for what stands for images."""
+        allowed = torch.arange(vocabulary(causal_lm(self.policy))) < len(self.tokenizer)
+        silent = [i for i in self.collator.processing.image_ids if i < len(allowed)]
+        allowed[silent] = False
+        return allowed
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Inside, the model computes in the adapter's precision."""
+        if self.precision == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision)

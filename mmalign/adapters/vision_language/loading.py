@@ -1,0 +1,194 @@
+"""`load_vision_language`: an image-text-to-text model from the hub or a folder, ready to align."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmalign.adapters.autoregressive import (
+    Abilities,
+    evaluating,
+    examine,
+    predicting_states,
+)
+from mmalign.adapters.lora import Lora, add_lora, load_lora
+from mmalign.adapters.text.loading import PRECISIONS, template_of, unavailable, without_dropout
+from mmalign.adapters.vision_language.adapter import VisionLanguageAdapter
+from mmalign.adapters.vision_language.collate import VisionLanguageCollator
+from mmalign.adapters.vision_language.features import backbone
+from mmalign.adapters.vision_language.processing import Processing
+from mmalign.errors import UserError
+from mmalign.media import png
+from mmalign.records import PLAIN, Message, Sample, Text
+
+TOWERS = ("vision_tower", "vision_model", "visual")
+PROJECTORS = ("multi_modal_projector", "connector")
+
+
+def load_vision_language(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    lora: Lora | Mapping[str, Any] | None = None,
+    precision: str = "float32",
+    device: str | torch.device | None = None,
+    chat_template: str | Path | None = None,
+    max_length: int | None = None,
+    truncate: bool = False,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    train_projector: bool = False,
+    train_vision: bool = False,
+) -> VisionLanguageAdapter:
+    """Load an image-text-to-text model with its processor.
+
+    model: hub id or folder. adapter, lora, precision, device, chat_template, truncate: as in
+        `load_text`. A fresh LoRA goes into the language model.
+    max_length: tokens that prompt and response may have together, image tokens included; what the
+        model's positions allow by default.
+    train_projector, train_vision: train these parts as well; they get a LoRA where the language
+        model has one, and are frozen by default. A tower that holds its projector (Qwen-VL) is
+        trained with it.
+    Raises UserError for what cannot be found or loaded, and for options that make no sense.
+    """
+    if adapter is not None and lora is not None:
+        raise UserError(
+            "both adapter= and lora= are given",
+            hint="adapter= trains an existing LoRA on, lora= trains a fresh one: choose one",
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"precision is {precision!r}", hint=f"there are {sorted(PRECISIONS)}")
+    dtype = PRECISIONS[precision]
+    held = dtype if adapter is not None or lora is not None else torch.float32
+    path = Path(model).expanduser()
+    source = str(path.resolve()) if path.is_dir() else str(model)
+    try:
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        lm, dropouts = without_dropout(
+            AutoModelForImageTextToText, source, held, trust_remote_code=trust_remote_code
+        )
+    except (OSError, HfHubHTTPError, ValueError) as error:
+        raise unavailable("vision-language model", source, error) from error
+    if getattr(processor, "image_token", None) is None:
+        raise UserError(
+            f"{type(processor).__name__} does not say which token stands for an image",
+            hint="use a model whose images are tokens among the text, such as LLaVA or Qwen-VL",
+        )
+    template = processor.chat_template if chat_template is None else template_of(chat_template)
+    processor.chat_template = processor.tokenizer.chat_template = template
+    lm.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    text = lm.config.get_text_config()
+    if max_length is None:
+        max_length = getattr(text, "max_position_embeddings", None)
+    abilities = examine(lm)
+    collator = VisionLanguageCollator(
+        Processing(processor),
+        max_length=max_length,
+        truncate=truncate,
+        packed=abilities.packed,
+        multimodal=hasattr(backbone(lm), "get_rope_index"),
+    )
+    bare = VisionLanguageAdapter(lm, collator, abilities, precision=dtype, dropouts=dropouts)
+    abilities = _examined_with_images(bare)
+    if gradient_checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    parts = _trained_parts(lm, projector=train_projector, vision=train_vision)
+    return replace(
+        bare,
+        policy=_policy(lm, adapter, lora, parts).train(),
+        abilities=abilities,
+        frozen_vision=not (train_projector or train_vision),
+    )
+
+
+def _policy(
+    lm: Any,
+    adapter: str | Path | None,
+    lora: Lora | Mapping[str, Any] | None,
+    parts: list[str],
+) -> nn.Module:
+    """The model with the parts that are trained: under LoRA, or by their own weights."""
+    if adapter is not None:
+        return load_lora(lm, Path(adapter))
+    if lora is not None:
+        options = Lora.of(lora)
+        if options.targets == "all-linear":
+            options = replace(options, targets=_linear_layers(lm, parts))
+        return add_lora(lm, options)
+    head = lm.get_output_embeddings()
+    for name, parameter in lm.named_parameters():
+        parameter.requires_grad_(any(f".{part}." in f".{name}" for part in parts))
+    head.requires_grad_(True)
+    return lm
+
+
+def _linear_layers(lm: Any, parts: list[str]) -> tuple[str, ...]:
+    """Full names of the linear layers in the parts that are trained, without the head."""
+    head = lm.get_output_embeddings()
+    return tuple(
+        name
+        for name, module in lm.named_modules()
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and any(f".{part}." in f".{name}." for part in parts)
+    )
+
+
+def _trained_parts(lm: Any, *, projector: bool, vision: bool) -> list[str]:
+    """Names of the model's parts. Raises UserError where one that is asked for is not found."""
+    inner = backbone(lm)
+    names = {name for name, _ in inner.named_children()}
+    found = ["language_model" if "language_model" in names else "text_model"]
+    for wanted, known, what in (
+        (projector, PROJECTORS, "train_projector"),
+        (vision, TOWERS, "train_vision"),
+    ):
+        if wanted:
+            present = [name for name in known if name in names]
+            if not present:
+                raise UserError(
+                    f"{type(lm).__name__} has no part of its own for {what}=True",
+                    hint=f"its parts are {sorted(names)}; a tower may hold its projector: "
+                    "train_vision=True",
+                )
+            found += present
+    return found
+
+
+def _examined_with_images(adapter: VisionLanguageAdapter) -> Abilities:
+    """What the model can do when there are images, found by trying one prompt with two answers."""
+    if not adapter.abilities.packed:
+        return adapter.abilities
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    prompt = (Message(PLAIN, (png(Image.fromarray(noise)), Text(" What is it?"))),)
+    samples = [Sample(prompt, (Text(text),)) for text in ("A dog.", "It is a red cat.")]
+    collator = adapter.collator
+    limit, collator.max_length = collator.max_length, None
+    states = []
+    with evaluating(adapter.policy), torch.no_grad(), adapter.arithmetic():
+        for packed in (True, False):
+            collator.packed = packed
+            inputs = adapter.encode(collator(samples))
+            with adapter.seeing(adapter.policy, inputs["images"]) as call:
+                given = {**inputs, "call": {**inputs["call"], **call}}
+                states.append(predicting_states(adapter.policy, given, adapter.abilities)[0])
+    difference = ((states[0] - states[1]).abs().mean() / states[1].abs().mean()).item()
+    tolerance = 1e-4 if states[0].dtype == torch.float32 else 0.05
+    collator.max_length, collator.packed = limit, difference <= tolerance
+    if not collator.packed:
+        warnings.warn(
+            f"{type(adapter.policy).__name__} cannot compute a prompt with images once for all its "
+            f"responses (relative difference {difference:.1e}); the slower plain way is used",
+            stacklevel=3,
+        )
+    return replace(adapter.abilities, packed=collator.packed)

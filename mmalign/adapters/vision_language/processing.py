@@ -1,0 +1,145 @@
+"""A model's own processor, asked for one prompt or one image at a time.
+
+Its text side says where image tokens stand, its image side what the vision tower is given. A video
+counts as evenly spaced frames, each of them an image. Axes: s tokens of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmalign.errors import BadSample
+from mmalign.media import frames, open_image
+from mmalign.records import Media, Part, Text
+
+TEXT_SIDE = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+"""What a processor returns about tokens; all else is about images."""
+VIDEO_FRAMES = 8
+
+Picture = Image.Image
+Pixels = dict[str, Tensor]
+"""What the vision tower is given for one image, by the names of the model's arguments."""
+
+
+@dataclass(frozen=True)
+class Processed:
+    """ids: (s) with every image's tokens written out. types: 1 for image tokens, 0 for text.
+    pixels: of all images together, in the processor's layout."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...]
+    pixels: Pixels
+
+
+class Processing:
+    """Prompts and images as the model reads them. Travels to data workers."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.placeholder = str(processor.image_token)
+        self.image_ids = frozenset(image_token_ids(processor))
+
+    def chat_parts(self, parts: Sequence[Part]) -> list[dict[str, str]]:
+        """As chat templates of processors expect them."""
+        return [
+            item
+            for part in parts
+            for item in (
+                [{"type": "text", "text": self._said(part)}]
+                if isinstance(part, Text)
+                else [{"type": "image"}] * count(part)
+            )
+        ]
+
+    def plain_parts(self, parts: Sequence[Part]) -> str:
+        """As a prompt that is used verbatim has them."""
+        return "".join(
+            self._said(part) if isinstance(part, Text) else self.placeholder * count(part)
+            for part in parts
+        )
+
+    def prompt(self, text: str, pictures: Sequence[Picture]) -> Processed:
+        """Raises BadSample where the text does not place every picture."""
+        bos = self.processor.tokenizer.bos_token
+        begun = bos is not None and text.startswith(bos)
+        try:
+            found = self.processor(
+                text=[text],
+                images=[self._whole(picture) for picture in pictures] or None,
+                return_tensors="pt",
+                **({"add_special_tokens": False} if begun else {}),
+            )
+        except ValueError as error:
+            raise BadSample(f"the processor refuses the prompt: {error}") from error
+        ids = found["input_ids"][0].tolist()
+        return Processed(
+            tuple(ids),
+            tuple(int(token in self.image_ids) for token in ids),
+            {name: value for name, value in found.items() if name not in TEXT_SIDE},
+        )
+
+    def image(self, picture: Picture) -> Pixels:
+        """One image by itself."""
+        return self.prompt(self.placeholder, [picture]).pixels
+
+    def _said(self, part: Text) -> str:
+        if self.placeholder in part.text:
+            raise BadSample(
+                f"the prompt's text holds {self.placeholder!r}, which stands for an image: put the "
+                "image there as a part of the message, or take the marker out"
+            )
+        return part.text
+
+    def _whole(self, picture: Picture) -> Picture:
+        """Padded to the shape of a processor that would otherwise crop it at the centre."""
+        settings = self.processor.image_processor
+        if not getattr(settings, "do_center_crop", None):
+            return picture
+        crop = settings.crop_size
+        width, height = crop["width"], crop["height"]
+        scale = max(picture.width / width, picture.height / height)
+        size = (round(width * scale), round(height * scale))
+        mean = getattr(settings, "image_mean", None) or (0.5, 0.5, 0.5)
+        return ImageOps.pad(picture, size, color=tuple(round(255 * m) for m in mean))
+
+
+def image_token_ids(processor: Any) -> set[int]:
+    """Ids that stand for images or videos, which no answer may hold."""
+    tokenizer = processor.tokenizer
+    names = ("image_token", "video_token", "boi_token", "eoi_token")
+    texts = [getattr(processor, name, None) for name in names]
+    ids = {tokenizer.convert_tokens_to_ids(text) for text in texts if isinstance(text, str)}
+    return {i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id}
+
+
+def count(media: Media) -> int:
+    """Images that media count as."""
+    return 1 if media.kind == "image" else VIDEO_FRAMES
+
+
+def pictures(media: Sequence[Media]) -> dict[str, Picture]:
+    """Every image and frame once, by what tells it apart. Raises BadSample."""
+    found: dict[str, Picture] = {}
+    for one in media:
+        if one.kind == "image":
+            found.setdefault(one.digest, open_image(one))
+        elif f"{one.digest}/0" not in found:
+            found |= dict(zip(names(one), frames(one, VIDEO_FRAMES, choice="uniform"), strict=True))
+    return found
+
+
+def names(media: Media) -> list[str]:
+    """What tells images and frames apart, without opening them."""
+    if media.kind == "image":
+        return [media.digest]
+    return [f"{media.digest}/{number}" for number in range(VIDEO_FRAMES)]
+
+
+def same_shapes(pixels: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Equal for images that the tower can be given together."""
+    return tuple(sorted((name, tuple(value.shape)) for name, value in pixels.items()))

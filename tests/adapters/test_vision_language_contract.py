@@ -1,0 +1,348 @@
+"""What every adapter promises, held for the vision-language adapter on tiny models."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_vision_language import FAMILIES, picture, save_family
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from mmalign.adapters.autoregressive import causal_lm
+from mmalign.adapters.vision_language import VisionLanguageAdapter, load_vision_language
+from mmalign.adapters.vision_language.features import backbone
+from mmalign.errors import BadSample
+from mmalign.media import open_image
+from mmalign.records import Media, Message, Sample, Text, media_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values")
+
+ONE, TWO, WIDE = picture(1), picture(2), picture(3, 90, 50)
+SEEDS = [3, 4, 5, 6]
+
+
+def sample(answer: str, *parts: str | Media) -> Sample:
+    said = tuple(Text(part) if isinstance(part, str) else part for part in parts)
+    return Sample((Message("user", said),), (Text(answer),))
+
+
+TURNS = (
+    Message("user", (ONE, Text("the dog"))),
+    Message("assistant", (Text("brown"),)),
+    Message("user", (TWO, Text("the fox"))),
+)
+SAMPLES = [
+    sample("Red, green and blue.", ONE, "Name three colours."),
+    sample("The dog", ONE, "Name three colours."),
+    sample("", ONE, "Name three colours."),
+    sample("The dog", TWO, "Name three colours."),  # equal tokens, another image
+    sample("Paris.", "What is the capital of France?"),
+    sample("the quick brown fox", WIDE, " and ", ONE, " jumps"),
+    Sample(TURNS, (Text("over the lazy dog"),)),
+]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def find(family: str) -> Path:
+        if family not in made:
+            made[family] = save_family(tmp_path_factory.mktemp(family), family)
+        return made[family]
+
+    return find
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def adapter(folder_of: Callable[[str], Path], family: str) -> VisionLanguageAdapter:
+    """As after some training: the LoRA does something."""
+    found = load_vision_language(folder_of(family), lora={"r": 4})
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in found.policy.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=draws))
+    return found
+
+
+def log_probs(adapter: VisionLanguageAdapter, samples: list[Sample]) -> Tensor:
+    inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
+    return adapter.log_probs(adapter.policy, inputs).log_probs
+
+
+def gradients(adapter: VisionLanguageAdapter, total: Tensor) -> dict[str, Tensor]:
+    weights = {n: p for n, p in adapter.policy.named_parameters() if p.requires_grad}
+    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        scale = theirs[name].abs().max().item()
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5 * scale + 1e-7)
+
+
+def library_log_prob(model: Any, processor: Any, sample: Sample) -> Tensor:
+    """By the processor's own chat template call and the library's own forward on one row."""
+    turns = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part.text}
+                if isinstance(part, Text)
+                else {"type": "image", "image": _square(processor, open_image(part))}
+                for part in message.parts
+            ],
+        }
+        for message in sample.prompt
+    ]
+    inputs = processor.apply_chat_template(
+        turns, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    answer = sample.response[0].text + "<|im_end|>"  # type: ignore[union-attr]  # a text
+    ids = processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.full_like(ids, fill)], dim=1)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+    logits = model(**inputs, use_cache=False).logits[0, -ids.shape[1] - 1 : -1]
+    return torch.log_softmax(logits.double(), -1).gather(-1, ids[0, :, None]).sum()
+
+
+def _square(processor: Any, image: Any) -> Any:
+    """As the adapter does for processors that crop: onto a square of the mean colour."""
+    if not getattr(processor.image_processor, "do_center_crop", False):
+        return image
+    side = max(image.size)
+    mean = tuple(round(255 * m) for m in processor.image_processor.image_mean)
+    padded = image.resize((side, side))
+    padded.paste(mean, (0, 0, side, side))
+    padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return padded
+
+
+def test_shares_prompts(adapter: VisionLanguageAdapter) -> None:
+    assert adapter.abilities.tail
+    assert adapter.abilities.packed
+
+
+def test_first_step_costs_log_2(folder_of: Callable[[str], Path], family: str) -> None:
+    adapter = load_vision_language(folder_of(family), lora={"r": 4, "dropout": 0.5})
+    assert adapter.policy.training
+    ratio = log_probs(adapter, SAMPLES[:2])
+    with adapter.reference_mode():
+        ratio = ratio - log_probs(adapter, SAMPLES[:2])
+    assert torch.equal(ratio, torch.zeros(2))  # to the last bit
+    assert -F.logsigmoid(0.1 * (ratio[0] - ratio[1])).item() == pytest.approx(math.log(2))
+
+
+def test_log_probs_repeat_also_after_an_optimiser_step(adapter: VisionLanguageAdapter) -> None:
+    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
+    for _ in range(2):
+        first, again = log_probs(adapter, SAMPLES), log_probs(adapter, SAMPLES)
+        assert torch.equal(first, again)
+        first.sum().backward()
+        optimizer.step()
+    assert not torch.equal(first, log_probs(adapter, SAMPLES))
+
+
+def test_rows_and_gradients_do_not_depend_on_batch_mates(adapter: VisionLanguageAdapter) -> None:
+    together = log_probs(adapter, SAMPLES)
+    apart = torch.cat([log_probs(adapter, [sample]) for sample in SAMPLES])
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0, 1.0, 0.3])
+    one, many = (gradients(adapter, (signs * x).sum()) for x in (together, apart))
+    assert_same(one, many)
+
+
+def test_packed_rows_equal_plain_rows_and_their_gradients(adapter: VisionLanguageAdapter) -> None:
+    plain = copy.copy(adapter)
+    plain.collator = copy.copy(adapter.collator)
+    plain.collator.packed = False
+    ours, theirs = log_probs(adapter, SAMPLES), log_probs(plain, SAMPLES)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0, 1.0, 0.3])
+    assert_same(
+        gradients(adapter, (signs * ours).sum()), gradients(adapter, (signs * theirs).sum())
+    )
+    for one in (adapter, plain):
+        assert one.size(SAMPLES) == one.collate(SAMPLES)["call"]["input_ids"].numel()
+    assert adapter.size(SAMPLES) < plain.size(SAMPLES)
+
+
+def test_equals_the_library_on_independently_made_inputs(
+    adapter: VisionLanguageAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    adapter.save(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(folder_of(family), dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, tmp_path).eval()
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    mine = log_probs(adapter, SAMPLES)
+    for value, one in zip(mine.tolist(), SAMPLES, strict=True):
+        with torch.no_grad():
+            expected = library_log_prob(plain, processor, one).item()
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+def test_every_image_is_encoded_once_for_policy_and_reference(
+    adapter: VisionLanguageAdapter,
+) -> None:
+    inner, seen = backbone(causal_lm(adapter.policy)), 0
+    tower = next(m for n, m in inner.named_children() if n in ("vision_tower", "visual"))
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        nonlocal seen
+        grid = kwargs.get("grid_thw")
+        seen += len(args[0]) if grid is None else len(grid)
+
+    tower.register_forward_pre_hook(count, with_kwargs=True)
+    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * len(SAMPLES)))
+    adapter.log_probs(adapter.policy, inputs)
+    with torch.no_grad(), adapter.reference_mode():
+        adapter.log_probs(adapter.policy, inputs)
+    assert seen == len({one.digest for s in SAMPLES for one in media_of(s.prompt)}) == 3
+
+
+def test_the_image_matters(adapter: VisionLanguageAdapter) -> None:
+    found = log_probs(adapter, [SAMPLES[1], SAMPLES[3]])
+    assert (found[0] - found[1]).abs() > 1e-3
+
+
+def test_one_batch_can_be_overfitted(folder_of: Callable[[str], Path], family: str) -> None:
+    adapter = load_vision_language(folder_of(family), lora={"r": 4})
+    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
+    with torch.no_grad():
+        start = log_probs(adapter, SAMPLES[:2])
+    for _ in range(20):
+        now = log_probs(adapter, SAMPLES[:2]) - start
+        loss = -F.logsigmoid(now[0] - now[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_reference_by_adapter_off_and_by_frozen_copy_agree(adapter: VisionLanguageAdapter) -> None:
+    frozen = copy.deepcopy(adapter.policy).base_model.unload()
+    trained = log_probs(adapter, SAMPLES)
+    with adapter.reference_mode():
+        off = log_probs(adapter, SAMPLES)
+    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * len(SAMPLES)))
+    assert torch.equal(off, adapter.log_probs(frozen, inputs).log_probs)
+    assert (off - trained).abs().max() > 0.01
+
+
+def test_adapter_trained_on_keeps_what_it_was_as_reference(
+    adapter: VisionLanguageAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    adapter.save(tmp_path)
+    again = load_vision_language(folder_of(family), adapter=tmp_path)
+    loaded = log_probs(again, SAMPLES)
+    torch.testing.assert_close(loaded, log_probs(adapter, SAMPLES), rtol=1e-5, atol=1e-5)
+    loaded.sum().backward()
+    torch.optim.SGD([p for p in again.policy.parameters() if p.requires_grad], 0.01).step()
+    assert (log_probs(again, SAMPLES) - loaded).abs().max() > 1e-3
+    with again.reference_mode():
+        torch.testing.assert_close(log_probs(again, SAMPLES), loaded, rtol=1e-6, atol=1e-6)
+
+
+def test_merged_export_loads_in_plain_transformers(
+    adapter: VisionLanguageAdapter, tmp_path: Path
+) -> None:
+    adapter.export_merged(tmp_path)
+    plain = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert plain.config.get_text_config().attention_dropout == 0.1  # published as it was
+    with torch.no_grad():
+        expected = library_log_prob(plain, AutoProcessor.from_pretrained(tmp_path), SAMPLES[0])
+    assert log_probs(adapter, SAMPLES[:1]).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_full_fine_tuning_leaves_the_vision_tower_alone(
+    folder_of: Callable[[str], Path], family: str
+) -> None:
+    adapter = load_vision_language(folder_of(family))
+    trained = {n for n, p in adapter.policy.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("language_model" in name or "lm_head" in name for name in trained)
+    log_probs(adapter, SAMPLES).sum().backward()
+    assert all(p.grad is not None for n, p in adapter.policy.named_parameters() if n in trained)
+
+
+def test_a_trained_tower_gets_gradients(folder_of: Callable[[str], Path], family: str) -> None:
+    adapter = load_vision_language(folder_of(family), lora={"r": 4}, train_vision=True)
+    found = gradients(adapter, log_probs(adapter, SAMPLES[:2]).sum())
+    towers = [g for n, g in found.items() if "vis" in n and "lora_B" in n]
+    assert towers
+    assert all(gradient.abs().max() > 0 for gradient in towers)
+
+
+def test_greedy_sampling_equals_generate(adapter: VisionLanguageAdapter) -> None:
+    prompts = [SAMPLES[i].prompt for i in (0, 4, 5, 6, 0)]
+    mine = adapter.sample(prompts, list(range(5)), max_new_tokens=6, temperature=0)
+    assert mine == adapter.sample(prompts, list(range(5)), max_new_tokens=6, temperature=0)
+    lm, processing = causal_lm(adapter.policy).eval(), adapter.collator.processing
+    for prompt, answer in zip(prompts, mine, strict=True):
+        words = adapter.collator.words
+        shown = [open_image(one) for one in media_of(prompt)]
+        text = words.tokenizer.decode(words.prompt_ids(prompt))
+        inputs = processing.processor(
+            text=[text],
+            images=[_square(processing.processor, image) for image in shown] or None,
+            return_tensors="pt",
+        )
+        out = lm.generate(
+            **inputs,
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=adapter.stop_ids,
+            suppress_tokens=(~adapter._speakable()).nonzero()[:, 0].tolist(),
+        )
+        said = words.tokenizer.decode(
+            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        assert answer == Sample(prompt, (Text(said),))
+
+
+def test_seeded_sampling_does_not_depend_on_batch_mates(adapter: VisionLanguageAdapter) -> None:
+    prompts = [SAMPLES[i].prompt for i in (0, 4, 5, 0)]
+    together = adapter.sample(prompts, SEEDS, max_new_tokens=8)
+    apart = [
+        adapter.sample([prompt], [seed], max_new_tokens=8)[0]
+        for prompt, seed in zip(prompts, SEEDS, strict=True)
+    ]
+    assert together == apart
+    assert together[0] != together[3]
+
+
+def test_long_prompts_are_refused_and_never_cut(adapter: VisionLanguageAdapter) -> None:
+    short = copy.copy(adapter.collator)
+    short.max_length, short.truncate = len(short.prompt(SAMPLES[0].prompt).ids), True
+    with pytest.raises(BadSample, match="never cut"):
+        short.tokens(SAMPLES[0])
+
+
+def test_a_placeholder_in_the_text_is_refused(adapter: VisionLanguageAdapter) -> None:
+    marker = adapter.collator.processing.placeholder
+    with pytest.raises(BadSample, match="stands for an image"):
+        adapter.collate([sample("Yes.", ONE, f"{marker} What is it?")], [0])
+
+
+def test_workers_get_no_model(adapter: VisionLanguageAdapter) -> None:
+    collate = pickle.loads(pickle.dumps(adapter.collate))
+    assert torch.equal(collate(SAMPLES)["targets"], adapter.collate(SAMPLES)["targets"])
