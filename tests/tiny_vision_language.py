@@ -119,7 +119,30 @@ def qwen2_5_vl() -> Made:
     return t.Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-FAMILIES: Mapping[str, Callable[[], Made]] = {"llava": llava, "qwen2_5_vl": qwen2_5_vl}
+def qwen2_vl() -> Made:
+    """As its successor, but for the tower."""
+    model, made = qwen2_5_vl()
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    tower = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4}
+    config = t.Qwen2VLConfig(
+        vision_config={**tower, "initializer_range": 0.2},
+        text_config=model.config.text_config.to_dict() | {"model_type": "qwen2_vl_text"},
+        **{name: getattr(model.config, name) for name in names},
+    )
+    processor = t.Qwen2VLProcessor(
+        made.image_processor,
+        made.tokenizer,
+        made.video_processor,
+        chat_template=made.chat_template,
+    )
+    return t.Qwen2VLForConditionalGeneration(config), processor
+
+
+FAMILIES: Mapping[str, Callable[[], Made]] = {
+    "llava": llava,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+}
 
 
 def save_family(folder: Path, family: str) -> Path:

@@ -15,12 +15,12 @@ from peft import PeftModel
 from tiny_vision_language import FAMILIES, picture, save_family
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaConfig
 
 from mmalign.adapters.autoregressive import causal_lm
 from mmalign.adapters.vision_language import VisionLanguageAdapter, load_vision_language
 from mmalign.adapters.vision_language.features import backbone
-from mmalign.errors import BadSample
+from mmalign.errors import BadSample, UserError
 from mmalign.media import open_image
 from mmalign.records import Media, Message, Sample, Text, media_of
 
@@ -346,3 +346,9 @@ def test_a_placeholder_in_the_text_is_refused(adapter: VisionLanguageAdapter) ->
 def test_workers_get_no_model(adapter: VisionLanguageAdapter) -> None:
     collate = pickle.loads(pickle.dumps(adapter.collate))
     assert torch.equal(collate(SAMPLES)["targets"], adapter.collate(SAMPLES)["targets"])
+
+
+def test_a_family_that_is_not_tested_is_refused(tmp_path: Path) -> None:
+    PaliGemmaConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="'paligemma', which the vision-language adapter"):
+        load_vision_language(tmp_path)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from PIL import Image
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmalign.adapters.autoregressive import (
     Abilities,
@@ -30,6 +30,11 @@ from mmalign.adapters.vision_language.processing import Processing
 from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.records import PLAIN, Message, Sample, Text
+
+FAMILIES = frozenset({"llava", "qwen2_vl", "qwen2_5_vl"})
+"""Model types whose results are tested against the library's own. Others may need more than is
+passed here (masks that look both ways within an image, say), which no check at loading would
+show."""
 
 TOWERS = ("vision_tower", "vision_model", "visual")
 PROJECTORS = ("multi_modal_projector", "connector")
@@ -73,10 +78,19 @@ def load_vision_language(
     path = Path(model).expanduser()
     source = str(path.resolve()) if path.is_dir() else str(model)
     try:
+        kind = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).model_type
+        if kind not in FAMILIES:
+            raise UserError(
+                f"{source} is a model of type {kind!r}, which the vision-language adapter does not "
+                "know",
+                hint=f"there are {', '.join(sorted(FAMILIES))}",
+            )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
         lm, dropouts = without_dropout(
             AutoModelForImageTextToText, source, held, trust_remote_code=trust_remote_code
         )
+    except UserError:
+        raise
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise unavailable("vision-language model", source, error) from error
     if getattr(processor, "image_token", None) is None:
