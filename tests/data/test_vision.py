@@ -16,6 +16,7 @@ import pytest
 from data import made
 
 from mmalign.data import RecordError, open_dataset, trl
+from mmalign.data.convert import QUARANTINE, convert
 from mmalign.data.corrections import weigh_corrections
 from mmalign.data.store import write_store
 from mmalign.records import Media, Message, Preference, Text, media_of, text_of
@@ -228,6 +229,26 @@ def test_images_without_a_place_come_first(tmp_path: Path) -> None:
     row = ROWS["mia-dpo"] | {"prompt": "Here <image-placeholder> and so on"}
     (found,) = open_dataset(put(tmp_path, row))
     assert [type(part) for part in found.chosen.prompt[0].parts] == [Media, Text, Media, Text]
+
+
+def test_records_with_broken_images_go_to_quarantine(tmp_path: Path) -> None:
+    broken = {"cut.png": PNG[: len(PNG) // 2], "empty.png": b"", "text.jpg": b"not a picture"}
+    names = ["images/a.png", *(f"images/{name}" for name in broken), "images/gone.png"]
+    path = put(tmp_path, *(ROWS["povid"] | {"image": name} for name in names))
+    for name, content in broken.items():
+        (tmp_path / "images" / name).write_bytes(content)
+    store = open_dataset(convert(str(path), tmp_path / "store"))
+    assert len(store) == 1
+    lines = (tmp_path / "store" / QUARANTINE).read_text().splitlines()
+    refused = {each["row"]: each for each in map(json.loads, lines)}
+    assert list(refused) == [1, 2, 3, 4]
+    assert {each["field"] for each in refused.values()} == {"images"}
+    assert all(names[row] in each["reason"] for row, each in refused.items())
+
+
+def test_the_margin_of_a_row_is_kept(tmp_path: Path) -> None:
+    (found,) = open_dataset(put(tmp_path, ROWS["mm-rlhf"]))
+    assert found.aux == {"margin": 0.5}
 
 
 @pytest.mark.parametrize(
