@@ -13,7 +13,9 @@ from mmalign.data.dataset import Preferences
 from mmalign.data.errors import DatasetError, FieldError, Quarantine, RecordError, excerpt
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.data.store import StoreWriter, load_manifest
-from mmalign.records import Preference
+from mmalign.errors import BadSample
+from mmalign.media import open_image
+from mmalign.records import Media, Preference, media_of
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -27,6 +29,7 @@ def convert(
     split: str | None = None,
     columns: list[str] | None = None,
     embed: bool = True,
+    check_images: bool = True,
     strict: bool = False,
     limit: int | None = None,
     quarantine: Path | None = None,
@@ -47,6 +50,8 @@ def convert(
         columns: Names of columns that differ from the format's, as chosen=better; tools= leaves
             the column tools out.
         embed: Put images that are given by path into the dataset; otherwise keep their paths.
+        check_images: Decode every image, and leave out records with one that is broken, missing or
+            too large.
         strict: Stop at the first record that cannot be converted.
         limit: Convert the first so many records only.
         quarantine: File for the refused records. Default: quarantine.jsonl in the target.
@@ -66,6 +71,7 @@ def convert(
         "format": dataset.format,
         "rows": end,
         "embed": embed,
+        "check_images": check_images,
     }
     if not overwrite and _is_done(target, to, origin):
         console.print(f"{target} is finished already")
@@ -75,7 +81,7 @@ def convert(
     ) as writer:
         start = writer.position or 0
         refused = Quarantine(quarantine or target / QUARANTINE, resume_at=start)
-        _convert(dataset, range(start, end), writer, refused, strict, console)
+        _convert(dataset, range(start, end), writer, refused, strict, check_images, console)
         if len(refused) == end:
             reason = refused.reasons.most_common(1)[0][0]
             raise DatasetError(f"none of the {end} records could be converted; mostly: {reason}")
@@ -93,6 +99,7 @@ def _convert(
     writer: StoreWriter,
     refused: Quarantine,
     strict: bool,
+    check_images: bool,
     console: Console,
 ) -> None:
     part = dataset if places == range(len(dataset)) else dataset.select(places)
@@ -101,7 +108,9 @@ def _convert(
         for row, record in part.checked():
             error = record if isinstance(record, RecordError) else None
             if isinstance(record, Preference):
-                error = _write(_with_origin(record, dataset, row), writer, dataset, row)
+                error = _write(
+                    _with_origin(record, dataset, row), writer, dataset, row, check_images
+                )
             if error is not None and strict:
                 raise error
             if error is not None:
@@ -110,14 +119,33 @@ def _convert(
 
 
 def _write(
-    preference: Preference, writer: StoreWriter, dataset: Preferences, row: int
+    preference: Preference,
+    writer: StoreWriter,
+    dataset: Preferences,
+    row: int,
+    check_images: bool,
 ) -> RecordError | None:
     try:
+        if check_images:
+            _check_images(preference)
         writer.write(preference, position=row + 1)
     except FieldError as error:
         record = excerpt(dataset.row(row))
         return RecordError(dataset.where, row, error.field, error.reason, record)
     return None
+
+
+def _check_images(preference: Preference) -> None:
+    """Raises FieldError naming the first image that cannot be opened."""
+    prompts = dict.fromkeys(sample.prompt for sample in preference.candidates)
+    parts = [part for prompt in prompts for part in media_of(prompt)]
+    parts += [p for s in preference.candidates for p in s.response if isinstance(p, Media)]
+    for image in parts:
+        if image.kind == "image":
+            try:
+                open_image(image)
+            except BadSample as error:
+                raise FieldError("images", str(error)) from error
 
 
 def _with_origin(preference: Preference, dataset: Preferences, row: int) -> Preference:

@@ -9,7 +9,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 from mmalign.data.errors import FieldError, Quarantine, RecordError, excerpt
 from mmalign.data.fields import Row
 from mmalign.data.formats import FORMATS, renamed
-from mmalign.data.rows import BrokenRow, Rows
+from mmalign.data.rows import BrokenRow, Rows, repeated
 from mmalign.records import Media, Message, Preference, media_of
 
 T = TypeVar("T")
@@ -24,23 +24,27 @@ class Reader(Generic[T]):
         where: str,
         names: Mapping[str, str | None],
         root: Path | None,
+        per_row: int = 1,
     ) -> None:
         self.read, self.where, self.names, self.root = read, where, dict(names), root
+        self.per_row = per_row
 
     def __call__(self, index: int, row: Row) -> T:
         if isinstance(row, BrokenRow):
-            raise RecordError(self.where, index, "", row.reason)
+            raise self._error(index, "", row.reason)
         try:
             return self.read(renamed(row, self.names), self.root)
         except FieldError as error:
-            raise RecordError(self.where, index, error.field, error.reason, excerpt(row)) from error
+            raise self._error(index, error.field, error.reason, row) from error
         except KeyError as error:
             reason = f"has no column {error}"
-            raise RecordError(
-                self.where, index, str(error.args[0]), reason, excerpt(row)
-            ) from error
+            raise self._error(index, str(error.args[0]), reason, row) from error
         except ValueError as error:
-            raise RecordError(self.where, index, "", str(error), excerpt(row)) from error
+            raise self._error(index, "", str(error), row) from error
+
+    def _error(self, index: int, field: str, reason: str, row: Row | None = None) -> RecordError:
+        shown = excerpt(row) if row is not None else ""
+        return RecordError(self.where, index, field, reason, shown, self.per_row)
 
     def checked(self, rows: Iterable[tuple[int, Row]]) -> Iterator[tuple[int, T | RecordError]]:
         for index, row in rows:
@@ -179,11 +183,11 @@ class PreferenceStream:
         return self._reader.where
 
     def __iter__(self) -> Iterator[Preference]:
-        return (self._reader(index, row) for index, row in enumerate(self._rows))
+        return (self._reader(index, row) for index, row in self._numbered())
 
     def checked(self) -> Iterator[tuple[int, Preference | RecordError]]:
         """All records with their row numbers; those that cannot be read as errors."""
-        return self._reader.checked(enumerate(self._rows))
+        return self._reader.checked(self._numbered())
 
     def readable(self, quarantine: Quarantine) -> Iterator[tuple[int, Preference]]:
         """The records that can be read, with their row numbers; the others go to quarantine."""
@@ -192,6 +196,9 @@ class PreferenceStream:
     def describe(self) -> str:
         """One line: where it is and which format was taken."""
         return f"{self.where}: stream in format '{self.format}' ({FORMATS[self.format].about})"
+
+    def _numbered(self) -> Iterator[tuple[int, Row]]:
+        return enumerate(repeated(self._rows, self._reader.per_row))
 
 
 def _readable(

@@ -34,17 +34,28 @@ class FieldError(ValueError):
 class RecordError(UserError):
     """A record that was refused: which dataset, which row, which field, and why.
 
-    field: "" where the record as a whole is at fault. excerpt: the row, shortened for reading.
+    row: number of the record. field: "" where the record as a whole is at fault. excerpt: the row,
+    shortened for reading. per_row: records that a row of the files holds; the message names the
+    row of the files.
     """
 
-    def __init__(self, where: str, row: int, field: str, reason: str, excerpt: str = "") -> None:
+    def __init__(
+        self,
+        where: str,
+        row: int,
+        field: str,
+        reason: str,
+        excerpt: str = "",
+        per_row: int = 1,
+    ) -> None:
         named = f", field '{field}'" if field else ""
-        super().__init__(f"{where}, row {row}{named}: {reason}")
+        super().__init__(f"{where}, row {row // per_row}{named}: {reason}")
         self.where, self.row, self.field = where, row, field
-        self.reason, self.excerpt = reason, excerpt
+        self.reason, self.excerpt, self.per_row = reason, excerpt, per_row
 
     def __reduce__(self) -> tuple[Any, ...]:  # worker processes send their errors pickled
-        return type(self), (self.where, self.row, self.field, self.reason, self.excerpt)
+        values = (self.where, self.row, self.field, self.reason, self.excerpt, self.per_row)
+        return type(self), values
 
 
 class Quarantine:

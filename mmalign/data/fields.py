@@ -14,6 +14,9 @@ from mmalign.records import Media
 Row = dict[str, Any]
 """One row of a data source, as plain Python values; media are not decoded."""
 
+PART = "#part"
+"""Where a row holds several preferences: the key that says which of them is meant, from 0."""
+
 
 def text(value: Any, field: str) -> str:
     """The value, which has to be a text that can be written as UTF-8. Raises FieldError."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from mmalign.data import layout, trl
+from mmalign.data import layout, trl, vision
 from mmalign.data.errors import DatasetError
 from mmalign.data.fields import Row
 from mmalign.records import Message, Preference
@@ -27,6 +27,7 @@ class Format:
     read: a row, and where its relative paths start, to a preference; raises FieldError.
     read_prompt: the prompt alone; needed only where a row may have no responses.
     media: columns that may hold images or videos.
+    per_row: how many preferences a row holds; `read` finds in row[PART] which one is meant.
     """
 
     about: str
@@ -34,6 +35,7 @@ class Format:
     read: Read
     read_prompt: ReadPrompt | None = None
     media: tuple[str, ...] = ("images", "image", "videos")
+    per_row: int = 1
 
     def prompt(self, row: Row, root: Path | None) -> tuple[Message, ...]:
         """The prompt of a row. Raises FieldError."""
@@ -49,6 +51,69 @@ FORMATS: dict[str, Format] = {
         (("chosen", "rejected"), ("prompt", "completion", "label")),
         trl.read,
         trl.read_prompt,
+    ),
+    "rlhf-v": Format(
+        "RLHF-V: corrections by people",
+        (("ds_name", "image", "text"),),
+        vision.rlhf_v,
+    ),
+    "rlaif-v": Format(
+        "RLAIF-V, SPA-VL, MMPR: a question about an image",
+        (("image", "question", "chosen", "rejected"),),
+        vision.question,
+    ),
+    "vlfeedback": Format(
+        "VLFeedback: rated answers of several models",
+        (("prompt", "completions", "models"),),
+        vision.vlfeedback,
+        media=("image", "img_path"),
+    ),
+    "povid": Format(
+        "POVID: two conversations",
+        (("conversations", "rejected_conversations"),),
+        vision.povid,
+    ),
+    "mia-dpo": Format(
+        "MIA-DPO: several images",
+        (("image", "prompt", "chosen", "rejected", "gt"),),
+        vision.placed,
+    ),
+    "mm-rlhf": Format(
+        "MM-RLHF: a prompt with an image or a video",
+        (("image", "prompt", "chosen", "rejected"), ("video", "prompt", "chosen", "rejected")),
+        vision.placed,
+        media=("image", "video"),
+    ),
+    "mdpo": Format(
+        "mDPO: rendered prompts",
+        (("img_path", "prompt", "chosen", "rejected"),),
+        vision.mdpo,
+        media=("img_path",),
+    ),
+    "opa-dpo": Format(
+        "OPA-DPO: on-policy corrections",
+        (("queries", "original_generate_response", *vision.OPA_PAIRS),),
+        vision.opa_dpo,
+        media=("image_bytes",),
+        per_row=2,
+    ),
+    "symmpo": Format(
+        "SymMPO: pairs of images",
+        (("question", "image_1", "image_2", "resp_1_w", "resp_1_l", "resp_2_w", "resp_2_l"),),
+        vision.symmpo,
+        media=("image_1", "image_2"),
+        per_row=2,
+    ),
+    "llama-factory": Format(
+        "LLaMA-Factory's ranking data",
+        (("conversations", "chosen", "rejected"),),
+        vision.llama_factory,
+    ),
+    "ms-swift": Format(
+        "ms-swift's preferences",
+        (("messages", "rejected_response"), ("messages", "rejected_images")),
+        vision.ms_swift,
+        media=("images", "rejected_images"),
     ),
 }
 

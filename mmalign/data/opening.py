@@ -16,7 +16,7 @@ from mmalign.data.dataset import Preferences, PreferenceStream, Prompts, Reader
 from mmalign.data.errors import DatasetError
 from mmalign.data.fields import Row
 from mmalign.data.formats import FORMATS, recognise, renamed_columns
-from mmalign.data.rows import ArrowRows, ParquetRows, Rows, csv_rows, json_rows
+from mmalign.data.rows import ArrowRows, ParquetRows, RepeatedRows, Rows, csv_rows, json_rows
 from mmalign.data.store import MANIFEST, open_store
 
 logger = logging.getLogger("mmalign")
@@ -96,11 +96,15 @@ def open_dataset(
     if streaming:
         found, label, root, rows = open_rows(where, split)
         taken = recognise(renamed_columns(found, names, label), label, only=format)
-        opened = PreferenceStream(rows, Reader(FORMATS[taken].read, label, names, root), taken)
+        times = FORMATS[taken].per_row
+        reader = Reader(FORMATS[taken].read, label, names, root, times)
+        opened = PreferenceStream(rows, reader, taken)
     else:
         label, source = _source(where, split)
         taken = recognise(renamed_columns(source.columns, names, label), label, only=format)
-        opened = Preferences(source, Reader(FORMATS[taken].read, label, names, source.root), taken)
+        times = FORMATS[taken].per_row
+        reader = Reader(FORMATS[taken].read, label, names, source.root, times)
+        opened = Preferences(source if times == 1 else RepeatedRows(source, times), reader, taken)
     logger.info("opened %s", opened.describe())
     return opened
 

@@ -12,7 +12,7 @@ import sys
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmalign.data.errors import DatasetError
-from mmalign.data.fields import Row
+from mmalign.data.fields import PART, Row
 
 CACHE = 64 * 2**20
 """Bytes of Parquet row groups that are kept decoded for random access."""
@@ -246,6 +246,42 @@ class MemoryRows:
 
     def column(self, name: str) -> Iterator[Any]:
         return (row.get(name) for row in self.rows)
+
+
+class RepeatedRows:
+    """Each row of a source several times in a row, numbered: for rows of several preferences."""
+
+    def __init__(self, rows: Rows, times: int) -> None:
+        self.rows, self.times, self.root = rows, times, rows.root
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.rows.columns
+
+    def __len__(self) -> int:
+        return len(self.rows) * self.times
+
+    def __getitem__(self, index: int) -> Row:
+        row, part = divmod(index, self.times)
+        return numbered(self.rows[row], part)
+
+    def __iter__(self) -> Iterator[Row]:
+        return repeated(self.rows, self.times)
+
+    def column(self, name: str) -> Iterator[Any]:
+        return (value for value in self.rows.column(name) for _ in range(self.times))
+
+
+def repeated(rows: Iterable[Row], times: int) -> Iterator[Row]:
+    """Each row `times` times; rows that are repeated say in PART which time this is."""
+    if times == 1:
+        return iter(rows)
+    return (numbered(row, part) for row in rows for part in range(times))
+
+
+def numbered(row: Row, part: int) -> Row:
+    """The row with its number among the preferences of that row."""
+    return row if isinstance(row, BrokenRow) else {**row, PART: part}
 
 
 def json_rows(files: Sequence[Path], root: Path | None) -> Rows:

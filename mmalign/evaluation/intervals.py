@@ -1,4 +1,4 @@
-"""Intervals for what was measured on a sample: Wilson's for shares, the bootstrap for means."""
+"""Intervals for what was measured: Wilson's for shares, the bootstrap for means and ratios."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 class Interval(NamedTuple):
@@ -53,3 +54,38 @@ def bootstrap_mean(
         means[index] = sample[random.integers(sample.size, size=sample.size)].mean()
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(mean, float(low), float(high))
+
+
+def bootstrap_ratio(
+    numerators: ArrayLike,
+    denominators: ArrayLike,
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile bootstrap interval of a ratio of sums, such as faults per mention.
+
+    Items, not single mentions, are drawn anew: the mentions of one answer hang together. Draws
+    whose denominators sum to 0 have no ratio and are left out; where all do, the result is nan.
+    One item alone has no interval: its bounds are nan.
+
+    numerators, denominators: (n,), one entry per item. Raises ValueError where they do not fit.
+    """
+    above = np.asarray(numerators, dtype=np.float64)
+    below = np.asarray(denominators, dtype=np.float64)
+    if above.shape != below.shape or above.ndim != 1 or above.size == 0:
+        raise ValueError(f"a ratio of sums over {above.shape} and {below.shape} is not defined")
+    if not below.sum():
+        return Interval(math.nan, math.nan, math.nan)
+    value = float(above.sum() / below.sum())
+    if above.size == 1:
+        return Interval(value, math.nan, math.nan)
+    random = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(resamples):
+        drawn = random.integers(above.size, size=above.size)
+        if total := below[drawn].sum():
+            ratios.append(above[drawn].sum() / total)
+    low, high = np.quantile(ratios, [0.5 - level / 2, 0.5 + level / 2])
+    return Interval(value, float(low), float(high))

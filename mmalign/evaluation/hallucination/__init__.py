@@ -1,0 +1,1 @@
+"""Hallucination: objects that a model speaks of and that its image does not show."""
