@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -148,6 +148,11 @@ def score(
         head_trained=not abilities.tail or head_trained(lm),
         stats=stats,
     )
+    return tabulated(flat, figures, inputs)
+
+
+def tabulated(flat: Tensor, figures: Mapping[str, Tensor], inputs: Inputs) -> Scored:
+    """Log-probabilities and figures (p,) of the targets in `inputs`, put in their places."""
     mask = inputs["mask"]
 
     def table(column: Tensor) -> Tensor:
@@ -291,13 +296,22 @@ def examine(lm: PreTrainedModel) -> Abilities:
     """
     with evaluating(lm), torch.no_grad():
         tail = _works(lambda: _check_tail(lm), lm, "run its head on chosen positions only")
-        before = attention_of(lm)
-        packed = tail and _works(
+    return Abilities(tail and shares_prompts(lm), tail)
+
+
+def shares_prompts(lm: PreTrainedModel) -> bool:
+    """Whether responses may share their prompt in one row, found out and announced like the rest.
+
+    Replaces the model's attention function where it works.
+    """
+    before = attention_of(lm)
+    with evaluating(lm), torch.no_grad():
+        packed = _works(
             lambda: _check_segments(lm), lm, "compute a prompt once for all its responses"
         )
     if not packed and attention_of(lm) != before:
         set_attention(lm, before)
-    return Abilities(packed, tail)
+    return packed
 
 
 def _works(check: Callable[[], None], lm: PreTrainedModel, ability: str) -> bool:

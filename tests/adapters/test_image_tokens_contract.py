@@ -1,0 +1,421 @@
+"""What every adapter promises, held for image generators on tiny models of every family."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from tiny_image_models import CODES, MAKERS, save_decoder, save_image_model
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText
+
+from mmalign.adapters.autoregressive import causal_lm
+from mmalign.adapters.image_tokens import ImageTokenAdapter, load_image_tokens
+from mmalign.adapters.image_tokens.pictures import codes_in
+from mmalign.adapters.protocol import BadSample
+from mmalign.errors import UserError
+from mmalign.records import Media, Message, Sample, Span, Text
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values", "ignore:.*tie_word_embeddings")
+
+
+def prompt(text: str) -> tuple[Message, ...]:
+    return (Message("user", (Text(text),)),)
+
+
+def photograph(seed: int) -> Media:
+    """A picture that was not drawn by the model."""
+    noise = np.random.default_rng(seed).integers(0, 255, (11, 9, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    return Media("image", data=buffer.getvalue())
+
+
+SAMPLES = [
+    Sample(prompt("Name three colours."), (photograph(0),)),
+    Sample(prompt("Name three colours."), (photograph(1),)),
+    Sample(prompt("the dog"), (Text("a red dog", (Span(2, 5, 2.0),)), photograph(2))),
+    Sample(prompt("the dog"), (Text("jumps"), photograph(3))),
+]
+PAIR = SAMPLES[:2]
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def find(family: str) -> Path:
+        if family not in made:
+            make = save_decoder if family == "decoder" else save_image_model
+            where = tmp_path_factory.mktemp(family)
+            made[family] = make(where) if family == "decoder" else save_image_model(where, family)
+        return made[family]
+
+    return find
+
+
+@pytest.fixture(params=MAKERS)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+Load = Callable[..., ImageTokenAdapter]
+
+
+@pytest.fixture
+def load(folder_of: Callable[[str], Path], family: str) -> Load:
+    def loaded(**options: Any) -> ImageTokenAdapter:
+        if family == "chameleon":
+            options["decoder"] = folder_of("decoder")
+        return load_image_tokens(folder_of(family), resolution=8, **options)
+
+    return loaded
+
+
+@pytest.fixture
+def adapter(load: Load) -> ImageTokenAdapter:
+    return stirred(load(lora={"r": 4}))
+
+
+def stirred(adapter: ImageTokenAdapter) -> ImageTokenAdapter:
+    """As after some training: the LoRA does something."""
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in adapter.policy.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.05 * torch.randn(weight.shape, generator=draws))
+    return adapter
+
+
+def log_probs(adapter: ImageTokenAdapter, samples: list[Sample]) -> Tensor:
+    inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
+    return adapter.log_probs(adapter.policy, inputs).log_probs
+
+
+def plain_embeddings(model: Any, family: str, ids: list[int], first: int) -> Tensor:
+    """(1 s h), token by token, by the library's own parts."""
+    rows = []
+    for token in ids:
+        one = torch.tensor([[token if token < first else token - first]])
+        if token < first:
+            rows.append(model.get_input_embeddings()(one))
+        elif family == "janus":
+            rows.append(model.prepare_embeddings_for_image_generation(one))
+        else:
+            own = model.model.vocabulary_mapping.img2bpe[token - first]
+            rows.append(model.get_input_embeddings()(torch.tensor([[own]])))
+    return torch.cat(rows, 1)
+
+
+def plain_scores(model: Any, family: str, ids: list[int], start: int, first: int) -> list[float]:
+    """log p of the tokens from `start` on, in the model's precision, one softmax at a time."""
+    inner = {"janus": "language_model", "emu3": "text_model"}.get(family)
+    body = getattr(model.model, inner) if inner else model.model
+    states = body(inputs_embeds=plain_embeddings(model, family, ids, first)).last_hidden_state[0]
+    scores = []
+    for place in range(start, len(ids)):
+        token, state = ids[place], states[place - 1]
+        if family == "janus":
+            logits = model.model.generation_head(state) if token >= first else model.lm_head(state)
+            wanted = token - first if token >= first else token
+        else:
+            own = model.model.vocabulary_mapping.image_tokens
+            logits, mapping = model.lm_head(state), model.model.vocabulary_mapping.img2bpe
+            allowed = torch.zeros(len(logits), dtype=torch.bool)
+            allowed[own] = True
+            wanted = mapping[token - first] if token >= first else token
+            logits = logits.masked_fill(allowed != (token >= first), -torch.inf)
+        scores.append((logits[wanted] - logits.logsumexp(-1)).item())
+    return scores
+
+
+def plain_model(adapter: ImageTokenAdapter, base: Path, where: Path) -> Any:
+    """The library's own model in float64, with the LoRA read back from disk by peft."""
+    adapter.save(where)
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float64)
+    return PeftModel.from_pretrained(model, where).double().eval().base_model.model
+
+
+def test_packs(adapter: ImageTokenAdapter) -> None:
+    assert adapter.packed
+    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * 4))
+    assert adapter.size(SAMPLES) == inputs["call"]["input_ids"].numel()
+    assert len(inputs["call"]["input_ids"]) == 1
+
+
+def test_first_step_costs_log_2(load: Load) -> None:
+    adapter = load(lora={"r": 4, "dropout": 0.5})
+    assert adapter.policy.training
+    ratio = log_probs(adapter, PAIR)
+    with adapter.reference_mode():
+        ratio = ratio - log_probs(adapter, PAIR)
+    assert torch.equal(ratio, torch.zeros(2))  # to the last bit
+    assert -F.logsigmoid(0.1 * (ratio[0] - ratio[1])).item() == pytest.approx(math.log(2))
+
+
+def test_log_probs_repeat_also_after_an_optimiser_step(adapter: ImageTokenAdapter) -> None:
+    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
+    for _ in range(2):
+        first, again = log_probs(adapter, SAMPLES), log_probs(adapter, SAMPLES)
+        assert torch.equal(first, again)
+        first.sum().backward()
+        optimizer.step()
+    assert not torch.equal(first, log_probs(adapter, SAMPLES))
+
+
+def test_rows_do_not_depend_on_batch_mates_nor_on_packing(adapter: ImageTokenAdapter) -> None:
+    together = log_probs(adapter, SAMPLES)
+    apart = torch.cat([log_probs(adapter, [sample]) for sample in SAMPLES])
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    padded = copy.copy(adapter)
+    padded.packed = False
+    torch.testing.assert_close(log_probs(padded, SAMPLES), apart, rtol=1e-5, atol=1e-5)
+    weights = [p for p in adapter.policy.parameters() if p.requires_grad]
+    signs = torch.tensor([1.0, -1.0, 0.5, 2.0])
+    for one, many in zip(
+        torch.autograd.grad((signs * together).sum(), weights),
+        torch.autograd.grad((signs * apart).sum(), weights),
+        strict=True,
+    ):
+        scale = many.abs().max().item()
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-5 * scale + 1e-7)
+
+
+def test_equals_an_independent_plain_computation(
+    adapter: ImageTokenAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    plain = plain_model(adapter, folder_of(family), tmp_path)
+    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * 4))
+    scored = adapter.log_probs(adapter.policy, inputs)
+    assert scored.tokens is not None
+    drawn = adapter._with_codes([adapter.collator.drawn(sample) for sample in SAMPLES])
+    for row, one in enumerate(drawn):
+        start, first = len(one.tokens.prompt), adapter.collator.layout.first_code
+        ids = [*one.tokens.prompt, *one.tokens.completion]
+        with torch.no_grad():
+            every = plain_scores(plain, family, ids, start, first)
+        expected = [p for p, counted in zip(every, one.scored, strict=True) if counted]
+        mine = scored.tokens.log_probs[row][scored.tokens.mask[row]].double()
+        torch.testing.assert_close(mine, torch.tensor(expected).double(), rtol=1e-5, atol=1e-4)
+        assert scored.lengths[row] == len(expected) == sum(one.scored)
+        assert scored.log_probs[row].item() == pytest.approx(sum(expected), rel=1e-5)
+        assert sum(i >= first for i in ids) == 16
+    assert 2.0 in scored.tokens.weights[2]
+
+
+def test_guided_log_probs_equal_an_independent_plain_computation(
+    load: Load, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    adapter = stirred(load(lora={"r": 4}, guidance=3.0))
+    mine = log_probs(adapter, PAIR)
+    plain = plain_model(adapter, folder_of(family), tmp_path)
+    first = adapter.collator.layout.first_code
+    drawn = adapter._with_codes([adapter.collator.drawn(sample) for sample in PAIR])
+    inner = {"janus": "language_model", "emu3": "text_model"}.get(family)
+    body = getattr(plain.model, inner) if inner else plain.model
+    for row, (one, bare) in enumerate(zip(drawn, adapter.collator.rows(drawn)[2:], strict=True)):
+        logits = []
+        for part in (one, bare):
+            ids = [*part.tokens.prompt, *part.tokens.completion]
+            with torch.no_grad():
+                states = body(inputs_embeds=plain_embeddings(plain, family, ids, first))
+                logits.append(adapter.family.logits(plain, states.last_hidden_state[0]))
+        told, untold = (x[-len(one.scored) - 1 : -1] for x in logits)
+        every = torch.log_softmax(untold + 3.0 * (told - untold), -1)
+        codes = [t - first for t, s in zip(one.tokens.completion, one.scored, strict=True) if s]
+        expected = every[torch.tensor(one.scored)].gather(1, torch.tensor(codes)[:, None]).sum()
+        assert mine[row].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_one_batch_can_be_overfitted(load: Load) -> None:
+    adapter = load(lora={"r": 4})
+    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
+    pair = adapter.sample([prompt("the dog")] * 2, [0, 1])
+    with torch.no_grad():
+        start = log_probs(adapter, pair)
+    for _ in range(20):
+        now = log_probs(adapter, pair) - start
+        loss = -F.logsigmoid(now[0] - now[1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_reference_by_adapter_off_and_by_frozen_copy_agree(adapter: ImageTokenAdapter) -> None:
+    frozen = copy.deepcopy(adapter.policy).base_model.unload()
+    trained = log_probs(adapter, SAMPLES)
+    with adapter.reference_mode():
+        off = log_probs(adapter, SAMPLES)
+    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * 4))
+    assert torch.equal(off, adapter.log_probs(frozen, inputs).log_probs)
+    assert (off - trained).abs().max() > 0.01
+    assert torch.equal(trained, log_probs(adapter, SAMPLES))
+
+
+def test_saves_and_loads(adapter: ImageTokenAdapter, load: Load, tmp_path: Path) -> None:
+    before = log_probs(adapter, SAMPLES)
+    adapter.save(tmp_path / "lora")
+    again = load(adapter=tmp_path / "lora")
+    torch.testing.assert_close(log_probs(again, SAMPLES), before, rtol=1e-5, atol=1e-5)
+    adapter.export_merged(tmp_path / "merged")
+    merged = load_image_tokens(tmp_path / "merged", lora={"r": 4}, resolution=8)
+    assert merged.collator.layout == adapter.collator.layout
+    torch.testing.assert_close(log_probs(merged, SAMPLES), before, rtol=1e-5, atol=1e-4)
+
+
+def test_full_fine_tuning_leaves_the_image_tokenizer_alone(load: Load, tmp_path: Path) -> None:
+    adapter = load()
+    before = copy.deepcopy(causal_lm(adapter.policy).model.vqmodel.state_dict())
+    with pytest.raises(ValueError, match="frozen copy"), adapter.reference_mode():
+        pass
+    log_probs(adapter, SAMPLES).sum().backward()
+    weights = [p for p in adapter.policy.parameters() if p.requires_grad]
+    torch.optim.SGD(weights, 1e-4).step()
+    after = causal_lm(adapter.policy).model.vqmodel.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    adapter.save(tmp_path)
+    again = load_image_tokens(tmp_path, resolution=8)
+    torch.testing.assert_close(
+        log_probs(again, SAMPLES), log_probs(adapter, SAMPLES), rtol=1e-5, atol=1e-4
+    )
+
+
+def test_pictures_remember_their_codes_and_draws_follow_from_the_seed(
+    adapter: ImageTokenAdapter,
+) -> None:
+    prompts = [prompt("the dog"), prompt("Name three colours."), prompt("the dog")]
+    drawn = adapter.sample(prompts, [5, 6, 7], guidance=2.0, plan_tokens=3)
+    assert drawn == adapter.sample(prompts, [5, 6, 7], guidance=2.0, plan_tokens=3)
+    assert drawn[2:] == adapter.sample(prompts[2:], [7], guidance=2.0, plan_tokens=3)
+    images = [sample.response[-1] for sample in drawn]
+    assert images[0] != images[2]
+    for image in images:
+        assert isinstance(image, Media)
+        codes = codes_in(image, adapter.collator.layout.codec)
+        assert codes is not None
+        assert (len(codes), len(codes[0])) == (4, 4)
+        assert max(map(max, codes)) < CODES
+        assert codes_in(image, "another tokenizer") is None
+
+
+def test_sampled_codes_have_the_probability_they_were_drawn_with(
+    adapter: ImageTokenAdapter,
+) -> None:
+    """Greedy codes are the likeliest ones under the log-probabilities that training sees."""
+    (drawn,) = adapter.sample([prompt("the dog")], [0], guidance=1.0, temperature=0)
+    one = adapter.collator.drawn(drawn)
+    first = adapter.collator.layout.first_code
+    places = [i for i, counted in enumerate(one.scored) if counted]
+    for place in (0, 3, 15):
+        others = []
+        for code in range(CODES):
+            ids = list(one.tokens.completion)
+            ids[places[place]] = first + code
+            others.append(replace(one, tokens=replace(one.tokens, completion=tuple(ids))))
+        inputs = adapter.encode({"drawn": others})
+        tokens = adapter.log_probs(adapter.policy, inputs).tokens
+        assert tokens is not None
+        likeliest = int(tokens.log_probs[:, place].argmax())
+        assert one.tokens.completion[places[place]] == first + likeliest
+        assert tokens.log_probs[:, place].exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_image_that_is_begun_and_continued_is_the_one_drawn_at_once(
+    adapter: ImageTokenAdapter,
+) -> None:
+    from mmalign.adapters.image_tokens.drawing import Taste
+
+    prompts, taste = [prompt("the dog"), prompt("a fox")], Taste(guidance=2.0)
+    with adapter.drawing():
+        whole = adapter.codes(prompts, [1, 2], taste)
+        for upto in (3, 8):
+            begun = adapter.codes(prompts, [1, 2], taste, upto=upto)
+            assert [row[:upto] for row in whole] == begun
+            assert adapter.codes(prompts, [1, 2], taste, begun=begun) == whole
+
+
+def test_workers_get_no_model(adapter: ImageTokenAdapter) -> None:
+    collate, size = pickle.loads(pickle.dumps((adapter.collate, adapter.size)))
+    assert len(pickle.dumps(collate)) < 300_000
+    assert size(SAMPLES) == adapter.size(SAMPLES)
+
+
+def test_bad_samples_are_refused(adapter: ImageTokenAdapter, load: Load) -> None:
+    for response, why in (
+        ((Text("words"),), "end with an image"),
+        ((photograph(0), photograph(1)), "more than one"),
+        ((Media("image", data=b"nothing"),), "cannot be read"),
+    ):
+        with pytest.raises(BadSample, match=why):
+            adapter.collator.drawn(Sample(prompt("the dog"), response))
+    with pytest.raises(BadSample, match="max_length=20"):
+        load(lora={"r": 4}, max_length=20).collator.drawn(SAMPLES[0])
+    with pytest.raises(BadSample, match="guidance"):
+        load(lora={"r": 4}, guidance=2.0).collator.drawn(SAMPLES[2])
+
+
+def test_chameleon_without_decoder_trains_but_does_not_draw(
+    folder_of: Callable[[str], Path],
+) -> None:
+    adapter = load_image_tokens(folder_of("chameleon"), lora={"r": 4})
+    assert log_probs(adapter, PAIR).isfinite().all()
+    with pytest.raises(UserError, match="decoder="):
+        adapter.sample([prompt("the dog")], [0])
+
+
+def test_greedy_janus_equals_the_librarys_own_drawing(folder_of: Callable[[str], Path]) -> None:
+    adapter = load_image_tokens(folder_of("janus"), lora={"r": 4})
+    lm = causal_lm(adapter.policy).eval()
+    # `from_pretrained` of transformers 5.24 forgets this setting, without which it cannot draw.
+    lm.generation_config.generation_kwargs = {"boi_token_id": adapter.collator.opening[0]}
+    (mine,) = adapter.sample([prompt("the dog")], [0], guidance=3.0, temperature=0)
+    ids = [*adapter.collator.prompt_ids(prompt("the dog")), *adapter.collator.opening]
+    with torch.no_grad():
+        theirs = lm.generate(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(),
+            generation_mode="image", guidance_scale=3.0, do_sample=False,
+        )  # fmt: skip
+    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]
+    assert codes is not None
+    assert list(chain(*codes)) == theirs[0].tolist()
+
+
+def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[[str], Path]) -> None:
+    adapter = load_image_tokens(folder_of("emu3"), lora={"r": 4}, resolution=8)
+    lm = causal_lm(adapter.policy).eval()
+    (mine,) = adapter.sample([prompt("the dog")], [0], guidance=1.0, temperature=0)
+    inputs = adapter.processor(
+        text="the dog", return_for_image_generation=True, ratio="1:1", image_area=1024,
+        return_tensors="pt",
+    )  # fmt: skip
+    start = inputs["input_ids"].shape[1]
+    mapping = lm.model.vocabulary_mapping
+
+    def allowed(_: int, ids: Tensor) -> list[int]:
+        ends = (len(ids) - start) % 5 == 4
+        return [mapping.eol_token_id] if ends else mapping.image_tokens
+
+    with torch.no_grad():
+        theirs = lm.generate(
+            inputs["input_ids"], attention_mask=torch.ones(1, start).long(), max_new_tokens=19,
+            do_sample=False, prefix_allowed_tokens_fn=allowed, eos_token_id=None, pad_token_id=2,
+        )[0, start:]  # fmt: skip
+    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]
+    assert codes is not None
+    assert [mapping.img2bpe[c] for c in list(chain(*codes))] == [
+        t for t in theirs.tolist() if t != mapping.eol_token_id
+    ]
