@@ -8,6 +8,7 @@ from pathlib import Path
 from markupsafe import Markup
 from torch import Tensor
 
+from mmalign.adapters.lora import has_lora
 from mmalign.adapters.protocol import Adapter
 from mmalign.evaluation.diagnosis import diagnose
 from mmalign.evaluation.diagnostics.data import rates
@@ -103,7 +104,7 @@ def save_model(
     loading: str | None = None,
 ) -> None:
     """Write the trained weights and their model card."""
-    lora = any(not weight.requires_grad for weight in adapter.policy.parameters())
+    lora = has_lora(adapter.policy)
     card = model_card(
         title=title,
         base_model=base_model,

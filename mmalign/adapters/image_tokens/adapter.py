@@ -27,6 +27,7 @@ from mmalign.adapters.autoregressive import (
     causal_lm,
     evaluating,
     head_trained,
+    moved,
     tabulated,
     vocabulary,
 )
@@ -36,7 +37,7 @@ from mmalign.adapters.image_tokens.family import Family
 from mmalign.adapters.image_tokens.model import code_tail, predicting_states, text_tail
 from mmalign.adapters.image_tokens.pictures import Pixels, picture
 from mmalign.adapters.protocol import Inputs, Scored
-from mmalign.adapters.text.adapter import _moved, _write_folder
+from mmalign.adapters.saving import write_folder
 from mmalign.adapters.token_log_probs import token_log_probs
 from mmalign.records import Media, Message, Part, Sample, Text
 
@@ -114,8 +115,8 @@ class ImageTokenAdapter:
         if len(rows) > len(drawn):  # guidance: places are for the rows with prompts only
             own = laid_out(drawn, packed=self.packed, pad_id=self.collator.pad_id)
             batch |= {name: own[name] for name in ("targets", "places", "mask", "weights")}
-        moved: Inputs = _moved(batch, self.device)
-        return moved
+        laid: Inputs = moved(batch, self.device)
+        return laid
 
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
         """stats: names out of `token_log_probs.STATS`."""
@@ -240,7 +241,7 @@ class ImageTokenAdapter:
                 self._write_weights(self.policy, where)
             self.processor.save_pretrained(where)
 
-        _write_folder(Path(folder), write)
+        write_folder(Path(folder), write)
 
     def export_merged(self, folder: Path) -> None:
         """The whole model with the LoRA folded in, as plain transformers reads it."""
@@ -255,7 +256,7 @@ class ImageTokenAdapter:
                 self._write_weights(causal_lm(self.policy), where, state)
             self.processor.save_pretrained(where)
 
-        _write_folder(Path(folder), write)
+        write_folder(Path(folder), write)
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """Inside, the model computes in the adapter's precision."""

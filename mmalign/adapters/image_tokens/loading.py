@@ -20,7 +20,7 @@ from mmalign.adapters.image_tokens.families import FAMILIES
 from mmalign.adapters.image_tokens.family import Family
 from mmalign.adapters.image_tokens.pictures import Pixels
 from mmalign.adapters.lora import Lora, add_lora, load_lora
-from mmalign.adapters.text.loading import PRECISIONS, _unavailable
+from mmalign.adapters.text.loading import PRECISIONS, unavailable
 from mmalign.errors import UserError
 from mmalign.reference import weights_digest
 
@@ -127,7 +127,7 @@ def _loaded(
     except UserError:
         raise
     except (OSError, HfHubHTTPError, ValueError) as error:
-        raise _unavailable("image generator", source, error) from error
+        raise unavailable("image generator", source, error) from error
     return lm, processor, FAMILIES[config.model_type], dropouts
 
 
@@ -169,4 +169,4 @@ def _decoder(folder: str | Path, family: Family) -> JanusVQVAE:
     try:
         return JanusVQVAE.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
-        raise _unavailable("JanusVQVAE", str(folder), error) from error
+        raise unavailable("JanusVQVAE", str(folder), error) from error
