@@ -8,6 +8,7 @@ Axes: p prompts, k responses, d features, n labelled pairs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -105,7 +106,7 @@ def fit_lists(world: World, loss: Objective, prompts: Tensor, grades: Tensor) ->
     return minimise(total, world.features.shape[-1])
 
 
-def minimise(total: object, size: int) -> Tensor:
+def minimise(total: Callable[[Tensor], Tensor], size: int) -> Tensor:
     """Where a function of theta (d,) is least; raises RuntimeError where it does not settle."""
     theta = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -115,7 +116,7 @@ def minimise(total: object, size: int) -> Tensor:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss: Tensor = total(theta)  # type: ignore[operator]
+        loss: Tensor = total(theta)
         loss.backward()
         return loss
 

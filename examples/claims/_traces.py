@@ -5,6 +5,10 @@ digit and the sum: "2 1 2 =" -> "so 2 2 then 1 0 thus 2 2". A wrong trace has on
 on rightly from it, so that exactly one token is to blame. Fillers are drawn at random, some rarely:
 a token that is merely unlikely is no error. What the base model learned from errs in every fifth
 step, so that to it a wrong sum is no rarer than a rare filler.
+
+These settings are not the first that were tried. With a base model that erred rarely, its own
+likelihood found 84 % of the errors and DPO's rewards 31 %; with a larger modulus it had not learned
+the sums, and neither claim held.
 """
 
 from __future__ import annotations

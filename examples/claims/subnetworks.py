@@ -16,6 +16,7 @@ from _smollm2 import fresh, pairs, recipe, training
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import causal_lm
+from mmalign.adapters.text import TextAdapter
 from mmalign.evaluation.diagnostics.subnetworks import (
     rank_fractions,
     update_overlap,
@@ -114,9 +115,9 @@ def shuffled(before: dict[str, Tensor], after: dict[str, Tensor]) -> dict[str, T
     return found
 
 
-def weights(policy: object) -> dict[str, Tensor]:
+def weights(policy: TextAdapter) -> dict[str, Tensor]:
     """A copy of all weights, tied ones once."""
-    named = causal_lm(policy.policy).named_parameters()  # type: ignore[attr-defined]
+    named = causal_lm(policy.policy).named_parameters()
     return {name: weight.detach().clone() for name, weight in named}
 
 

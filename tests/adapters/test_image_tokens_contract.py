@@ -389,7 +389,7 @@ def test_greedy_janus_equals_the_librarys_own_drawing(folder_of: Callable[[str],
             input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)).long(),
             generation_mode="image", guidance_scale=3.0, do_sample=False,
         )  # fmt: skip
-    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]
+    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]  # a picture
     assert codes is not None
     assert list(chain(*codes)) == theirs[0].tolist()
 
@@ -414,7 +414,7 @@ def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[[str], 
             inputs["input_ids"], attention_mask=torch.ones(1, start).long(), max_new_tokens=19,
             do_sample=False, prefix_allowed_tokens_fn=allowed, eos_token_id=None, pad_token_id=2,
         )[0, start:]  # fmt: skip
-    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]
+    codes = codes_in(mine.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]  # a picture
     assert codes is not None
     assert [mapping.img2bpe[c] for c in list(chain(*codes))] == [
         t for t in theirs.tolist() if t != mapping.eol_token_id
