@@ -39,6 +39,10 @@ COMMANDS: dict[str, Command] = {
         "mmalign.pipelines.align_text:align_text",
         "Align a language model to preferences.",
     ),
+    "align-vlm": (
+        "mmalign.pipelines.align_vlm:align_vlm",
+        "Align a vision-language model to preferences, for example against hallucination.",
+    ),
     "align-diffusion": (
         "mmalign.pipelines.align_diffusion:align_diffusion",
         "Align a text-to-image model to preferences.",

@@ -2,47 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mmalign.errors import UserError
 from mmalign.pipelines.denoisers import DenoisingOptions, SampleOptions, align_denoiser
+from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
 from mmalign.settings import save_settings
-from mmalign.training.options import TrainingOptions
+from mmalign.training.options import ReferenceKind, TrainingOptions
 
-DENOISING, SAMPLING = DenoisingOptions(), SampleOptions()
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """What the model is shown of a video.
+
+    Args:
+        frames: Frames of a video that the model is shown.
+        height: Pixels; give width too. What the model was trained at by default.
+        width: Pixels.
+        frame_choice: Which frames of a longer video: consecutive ones of its middle, or uniform.
+        frame_rate: Frames per second, for models that ask for it.
+        experts: Which of Wan 2.2's two denoisers is trained.
+    """
+
+    frames: int
+    height: int | None = None
+    width: int | None = None
+    frame_choice: Literal["consecutive", "uniform"] = "consecutive"
+    frame_rate: float = 25.0
+    experts: Literal["both", "high", "low"] = "both"
+
+    def loading(self) -> dict[str, Any]:
+        """As arguments of `load_diffusion`. Raises UserError for a height without a width."""
+        if (self.height is None) != (self.width is None):
+            raise UserError("height and width go together", hint="give both, or neither")
+        found = {n: v for n, v in vars(self).items() if n not in ("height", "width")}
+        return found | {"resolution": (self.height, self.width) if self.height else None}
+
+
+LORA, DENOISING, SAMPLING = LoraOptions(), DenoisingOptions(), SampleOptions()
+OUTPUT = OutputOptions(out=Path("runs/align-video"))
 DEFAULTS = TrainingOptions(learning_rate=1e-5, batch_size=8, warmup=0.25)
 
 
 def align_video(
     *,
-    model: str,
-    data: str,
-    frames: int,
-    height: int | None = None,
-    width: int | None = None,
-    frame_choice: Literal["consecutive", "uniform"] = "consecutive",
-    frame_rate: float = 25.0,
-    experts: Literal["both", "high", "low"] = "both",
+    model: ModelOptions,
+    video: VideoOptions,
+    lora: LoraOptions = LORA,
+    data: DataOptions,
     objective: str = "dpo(beta=5000.0)",
-    out: Path = Path("runs/align-video"),
-    resume: bool = True,
-    merged: bool = False,
-    split: str | None = None,
-    columns: list[str] | None = None,
-    eval_data: str | None = None,
-    held_out: float = 0.05,
-    streaming: bool = False,
-    cache: Path | None = None,
-    adapter: str | None = None,
-    lora_rank: int = 16,
-    lora_alpha: float | None = None,
-    lora_targets: str | None = None,
-    precision: Literal["float32", "bfloat16", "float16"] = "float32",
-    gradient_checkpointing: bool = False,
-    reference: Literal["auto", "adapter-off", "copy", "cache"] = "auto",
+    reference: ReferenceKind = "auto",
     denoising: DenoisingOptions = DENOISING,
     sampling: SampleOptions = SAMPLING,
+    output: OutputOptions = OUTPUT,
     training: TrainingOptions = DEFAULTS,
 ) -> None:
     """Align a text-to-video model of diffusers to preferences, with LoRA or in full.
@@ -52,29 +66,16 @@ def align_video(
     again in the same way, it goes on.
 
     Model:
-        model: Hub id or folder of a diffusers pipeline; safetensors only.
-        frames: Frames of a video that the model is shown.
-        height: Pixels; give width too. What the model was trained at by default.
-        width: Pixels.
-        frame_choice: Which frames of a longer video: consecutive ones of its middle, or uniform.
-        frame_rate: Frames per second, for models that ask for it.
-        experts: Which of Wan 2.2's two denoisers is trained.
-        adapter: Folder of a LoRA to train further; the reference is the model with it.
-        lora_rank: Rank of a fresh LoRA; 0 trains all weights of the denoiser.
-        lora_alpha: The LoRA's update is scaled by alpha / rank; twice the rank by default.
-        lora_targets: Modules that get a LoRA, separated by commas; the attention layers by default.
-        precision: Arithmetic and frozen weights; what is trained is float32.
-        gradient_checkpointing: Compute activations twice to hold fewer of them.
+        model: See ModelOptions.
+
+    Video:
+        video: See VideoOptions.
+
+    Lora:
+        lora: See LoraOptions.
 
     Data:
-        data: Folder, file or hub id of a dataset of preferences between videos.
-        split: Split of a hub dataset.
-        columns: Columns that go by other names, as in chosen=better rejected=worse.
-        eval_data: Preferences for evaluation; otherwise some prompts of the data are held out.
-        held_out: Share of the prompts that are held out; 0 holds out none.
-        streaming: Read the data in order while training, without an index; needs --steps, and
-            takes nothing from the data for evaluation.
-        cache: Folder for VAE moments and text embeddings, each computed once for all runs.
+        data: See DataOptions.
 
     Objective:
         objective: What is minimised; `mmalign objectives` lists what there is. A log-probability
@@ -82,16 +83,14 @@ def align_video(
         reference: Where the reference's errors come from: adapter-off (LoRA only), copy (a second
             set of weights), cache (computed once, on disk); auto is the first that works.
 
-    Output:
-        out: Folder for everything that comes of it.
-        resume: Go on with a stopped run in that folder; otherwise start anew there.
-        merged: Write the whole pipeline too, with the LoRA folded in, as out/merged.
-
     Denoising:
         denoising: See DenoisingOptions.
 
-    Samples:
+    Sampling:
         sampling: See SampleOptions.
+
+    Output:
+        output: See OutputOptions.
 
     Training:
         training: See TrainingOptions. micro_batch counts latent positions.
@@ -100,47 +99,17 @@ def align_video(
         mmalign align-video --model ./wan2.1 --data ./votes --frames 17
         mmalign align-video --config runs/align-video/run.yaml --out runs/again
     """
-    save_settings(out / "run.yaml", "align-video", align_video, locals())
-    fresh = {
-        "r": lora_rank,
-        "alpha": lora_alpha,
-        "targets": tuple(lora_targets.split(",")) if lora_targets else (),
-    }
+    save_settings(output.out / "run.yaml", "align-video", align_video, locals())
     align_denoiser(
         video=True,
         model=model,
+        loading=video.loading(),
+        lora=lora,
         data=data,
         objective=objective,
-        out=out,
-        resume=resume,
-        merged=merged,
-        split=split,
-        columns=columns,
-        eval_data=eval_data,
-        held_out=held_out,
-        streaming=streaming,
-        adapter=adapter,
-        lora=fresh if lora_rank and adapter is None else None,
-        loading={
-            "precision": precision,
-            "gradient_checkpointing": gradient_checkpointing,
-            "resolution": _size(height, width),
-            "frames": frames,
-            "frame_choice": frame_choice,
-            "frame_rate": frame_rate,
-            "experts": experts,
-        },
-        cache=cache,
         reference=reference,
         denoising=denoising,
         sampling=sampling,
+        output=output,
         training=training,
     )
-
-
-def _size(height: int | None, width: int | None) -> tuple[int, int] | None:
-    if height is None and width is None:
-        return None
-    if height is None or width is None:
-        raise UserError("height and width go together", hint="give both, or neither")
-    return height, width

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,15 @@ from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
 from mmalign.files import whole_folder
 from mmalign.objectives import objective as parse
+from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
 from mmalign.records import Media, Message, Preference, Sample, Text, text_of
 from mmalign.report.page import section
 from mmalign.report.pictures import Picture, side_by_side
-from mmalign.training.align import ReferenceKind, align
+from mmalign.training.align import align
 from mmalign.training.log import console, progress
-from mmalign.training.options import TrainingOptions
+from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
 
 
@@ -42,6 +43,7 @@ class DenoisingOptions:
         prompt_dropout: Share of preferences whose prompt is left empty.
         latents: The mean of the VAE, or a sample.
         guidance: Value that guidance-distilled models are given.
+        cache: Folder for VAE moments and text embeddings, each computed once for all runs.
     """
 
     timestep_law: str | None = None
@@ -51,6 +53,7 @@ class DenoisingOptions:
     prompt_dropout: float = 0.0
     latents: Literal["mean", "sample"] = "mean"
     guidance: float = 3.5
+    cache: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,50 +76,32 @@ class SampleOptions:
 def align_denoiser(
     *,
     video: bool,
-    model: str,
-    data: str,
+    model: ModelOptions,
+    lora: LoraOptions,
+    data: DataOptions,
     objective: str,
-    out: Path,
-    resume: bool,
-    merged: bool,
-    split: str | None,
-    columns: list[str] | None,
-    eval_data: str | None,
-    held_out: float,
-    streaming: bool,
-    adapter: str | None,
-    lora: dict[str, Any] | None,
-    loading: dict[str, Any],
-    cache: Path | None,
     reference: ReferenceKind,
+    output: OutputOptions,
     denoising: DenoisingOptions,
     sampling: SampleOptions,
     training: TrainingOptions,
+    loading: Mapping[str, Any],
 ) -> None:
     """Load, read, sample, train, measure, sample again, report.
 
     loading: further arguments of `load_diffusion`. The others are those of the commands.
     """
-    _check_kind(model, video)
+    _check_kind(model.model, video)
     loss = parse(objective)
-    preferences, evaluation = read_preferences(
-        data,
-        out=out,
-        split=split,
-        columns=columns,
-        eval_data=eval_data,
-        held_out=held_out,
-        streaming=streaming,
-        seed=training.seed,
-        media=True,
-    )
+    out = output.out
+    preferences, evaluation = read_preferences(data, out, seed=training.seed, media=True)
+    fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
-    policy = load_diffusion(
-        model, adapter=adapter, lora=lora, cache=cache, **vars(denoising), **loading
-    )
+    noise = {name: value for name, value in vars(denoising).items() if name != "cache"}
+    policy = load_diffusion(**vars(model), **vars(denoising), **loading, lora=fresh)
     prompts = _prompts(sampling, evaluation or preferences)
     known = preferences if isinstance(preferences, Sequence) else None
-    if cache is not None and known is not None:
+    if denoising.cache is not None and known is not None:
         _fill_cache(policy, [*known, *evaluation])
     pictures = {"before": _sampled(policy, prompts, sampling, training.seed, out, "before")}
     done = align(
@@ -127,10 +112,10 @@ def align_denoiser(
         training,
         out,
         reference=reference,
-        resume=resume,
+        resume=output.resume,
         settings={
-            "model": model, "data": data, "adapter": adapter, "lora": str(lora),
-            "denoising": str(denoising), "loading": str(loading),
+            "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
+            "denoising": str(noise), "loading": str(loading),
         },
     )  # fmt: skip
     if not done.main_process:
@@ -140,17 +125,17 @@ def align_denoiser(
         out,
         done,
         policy,
-        title=f"{Path(model).name} aligned with {loss.spec}",
-        base_model=model,
+        title=f"{Path(model.model).name} aligned with {loss.spec}",
+        base_model=model.model,
         data=preferences.describe(),
         trained_on=known,
         objective=loss.spec,
         seed=training.seed,
         library="diffusers",
-        loading=_loading(policy, model, lora is not None or adapter is not None),
+        loading=_loading(policy, model.model, fresh is not None or model.adapter is not None),
         sections=[_picture_section(prompts, pictures)] if prompts else [],
     )
-    if merged:
+    if output.merged:
         policy.export_pipeline(out / "merged")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mmalign.data.errors import Quarantine, RecordError
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.data.split import held_out as hold_out
 from mmalign.errors import UserError
+from mmalign.pipelines.options import DataOptions
 from mmalign.records import Preference
 from mmalign.training.log import console
 
@@ -29,33 +30,25 @@ class Streamed:
 
 
 def read_preferences(
-    data: str,
-    *,
-    out: Path,
-    split: str | None,
-    columns: Sequence[str] | None,
-    eval_data: str | None,
-    held_out: float,
-    streaming: bool,
-    seed: int,
-    media: bool,
+    options: DataOptions, out: Path, *, seed: int, media: bool
 ) -> tuple[Preferences | Streamed, Preferences | tuple[()]]:
     """What to train on, and what to measure on.
 
     Records that cannot be read go to `out`/unreadable.jsonl. media: whether the model takes images.
     Raises UserError for data that do not suit.
     """
-    names = parse_columns(columns)
+    names = parse_columns(options.columns)
+    data, split, eval_data = options.data, options.split, options.eval_data
     evaluation = _open(eval_data, out, None, names, media) if eval_data else None
-    if streaming:
+    if options.streaming:
         stream = open_dataset(data, split=split, columns=names, streaming=True)
         return Streamed(stream), evaluation if evaluation is not None else ()
     preferences = _open(data, out, split, names, media)
     if evaluation is not None:
         return preferences, evaluation
-    if held_out <= 0:
+    if options.held_out <= 0:
         return preferences, ()
-    return hold_out(preferences, fraction=held_out, seed=seed)
+    return hold_out(preferences, fraction=options.held_out, seed=seed)
 
 
 def _open(

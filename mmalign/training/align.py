@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -32,12 +32,10 @@ from mmalign.reference import (
 from mmalign.training.batches import Plan, Steps
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.loop import count_steps, plan_of, train
-from mmalign.training.options import TrainingOptions
+from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.precompute import precompute
 from mmalign.training.run import TrainingResult, forget, start
 from mmalign.training.step import Scorer
-
-ReferenceKind = Literal["auto", "adapter-off", "copy", "cache"]
 
 
 @dataclass

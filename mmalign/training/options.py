@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ReferenceKind = Literal["auto", "adapter-off", "copy", "cache"]
+"""Where a reference's figures come from: the policy without its LoRA, a second set of weights, or
+a file that is computed once; auto is the first of these that works."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:

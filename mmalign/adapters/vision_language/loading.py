@@ -136,9 +136,7 @@ def _policy(
         return load_lora(lm, Path(adapter))
     if lora is not None:
         options = Lora.of(lora)
-        if options.targets == "all-linear":
-            options = replace(options, targets=_linear_layers(lm, parts))
-        return add_lora(lm, options)
+        return add_lora(lm, replace(options, targets=_targets(lm, parts, options.targets)))
     head = lm.get_output_embeddings()
     for name, parameter in lm.named_parameters():
         parameter.requires_grad_(any(f".{part}." in f".{name}" for part in parts))
@@ -146,16 +144,24 @@ def _policy(
     return lm
 
 
-def _linear_layers(lm: Any, parts: list[str]) -> tuple[str, ...]:
-    """Full names of the linear layers in the parts that are trained, without the head."""
+def _targets(lm: Any, parts: list[str], chosen: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Full names of the chosen linear layers in the parts that are trained, without the head: a
+    tower may have layers of the same name. Raises UserError where there is none."""
     head = lm.get_output_embeddings()
-    return tuple(
+    found = tuple(
         name
         for name, module in lm.named_modules()
         if isinstance(module, nn.Linear)
         and module is not head
         and any(f".{part}." in f".{name}." for part in parts)
+        and (chosen == "all-linear" or any(f".{name}".endswith(f".{each}") for each in chosen))
     )
+    if not found:
+        raise UserError(
+            f"no linear layer in {' or '.join(parts)} is called {chosen!r}",
+            hint="name layers as in q_proj,v_proj, or take all-linear",
+        )
+    return found
 
 
 def _trained_parts(lm: Any, *, projector: bool, vision: bool) -> list[str]:

@@ -1,0 +1,104 @@
+"""Align a vision-language model to preferences: load, read, train, measure, report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmalign.pipelines.options import (
+    DataOptions,
+    LanguageOptions,
+    LoraOptions,
+    ModelOptions,
+    OutputOptions,
+)
+from mmalign.settings import save_settings
+from mmalign.training.options import ReferenceKind, TrainingOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionOptions:
+    """What is trained besides the language model.
+
+    Args:
+        train_projector: Train what carries image features into the language model.
+        train_vision: Train the vision tower.
+    """
+
+    train_projector: bool = False
+    train_vision: bool = False
+
+
+LANGUAGE, VISION, LORA = LanguageOptions(), VisionOptions(), LoraOptions()
+OUTPUT = OutputOptions(out=Path("runs/align-vlm"))
+DEFAULTS = TrainingOptions(learning_rate=1e-5)
+
+
+def align_vlm(
+    *,
+    model: ModelOptions,
+    language: LanguageOptions = LANGUAGE,
+    vision: VisionOptions = VISION,
+    lora: LoraOptions = LORA,
+    data: DataOptions,
+    objective: str = 'dpo(beta=0.1) + nll(reduction="mean")',
+    reference: ReferenceKind = "auto",
+    output: OutputOptions = OUTPUT,
+    training: TrainingOptions = DEFAULTS,
+) -> None:
+    """Align a vision-language model to preferences, for example against hallucination.
+
+    Reads the public formats of multimodal preferences and mmalign's own, keeps some prompts for
+    evaluation, trains a LoRA on the language model or all its weights, and leaves in the output
+    folder: the model, its card, metrics.json, metrics.jsonl, run.yaml and report.html. Stopped at
+    any moment and started again in the same way, it goes on.
+
+    Model:
+        model: See ModelOptions.
+
+    Language:
+        language: See LanguageOptions.
+
+    Vision:
+        vision: See VisionOptions.
+
+    Lora:
+        lora: See LoraOptions.
+
+    Data:
+        data: See DataOptions.
+
+    Objective:
+        objective: What is minimised; `mmalign objectives` lists what there is. The likelihood of
+            the chosen answers holds up what DPO alone lets fall.
+        reference: Where the reference's log-probabilities come from: adapter-off (LoRA only), copy
+            (a second set of weights), cache (computed once, on disk); auto is the first that works.
+
+    Output:
+        output: See OutputOptions.
+
+    Training:
+        training: See TrainingOptions.
+
+    Examples:
+        mmalign align-vlm --model llava-hf/llava-1.5-7b-hf --data openbmb/RLHF-V-Dataset
+        mmalign align-vlm --model ./qwen2.5-vl --data ./pairs --objective 'mdpo(beta=0.1)'
+        mmalign align-vlm --config runs/align-vlm/run.yaml --out runs/again
+    """
+    save_settings(output.out / "run.yaml", "align-vlm", align_vlm, locals())
+    from mmalign.adapters.vision_language import load_vision_language
+    from mmalign.pipelines.language_models import align_language_model
+
+    align_language_model(
+        load_vision_language,
+        model=model,
+        language=language,
+        loading=vars(vision),
+        lora=lora,
+        data=data,
+        media=True,
+        objective=objective,
+        reference=reference,
+        output=output,
+        training=training,
+    )

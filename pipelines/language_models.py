@@ -1,0 +1,78 @@
+"""What aligning a language model, with eyes or without, consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmalign.adapters.text import TextAdapter
+from mmalign.adapters.vision_language import VisionLanguageAdapter
+from mmalign.objectives import objective as parse
+from mmalign.pipelines.options import (
+    DataOptions,
+    LanguageOptions,
+    LoraOptions,
+    ModelOptions,
+    OutputOptions,
+)
+from mmalign.pipelines.preferences import read_preferences
+from mmalign.pipelines.results import save_alignment
+from mmalign.training.align import align
+from mmalign.training.options import ReferenceKind, TrainingOptions
+from mmalign.training.seeds import derive
+
+
+def align_language_model(
+    load: Callable[..., TextAdapter | VisionLanguageAdapter],
+    *,
+    model: ModelOptions,
+    language: LanguageOptions,
+    lora: LoraOptions,
+    data: DataOptions,
+    media: bool,
+    objective: str,
+    reference: ReferenceKind,
+    output: OutputOptions,
+    training: TrainingOptions,
+    loading: Mapping[str, Any] | None = None,
+) -> None:
+    """Load, read, train, measure, report.
+
+    load: makes the adapter from the model's name and options. loading: further options for it.
+    media: whether the model takes images. The others are those of the commands.
+    """
+    loss = parse(objective)
+    preferences, evaluation = read_preferences(data, output.out, seed=training.seed, media=media)
+    fresh = lora.fresh(model.adapter)
+    torch.manual_seed(derive(training.seed, "lora"))
+    policy = load(**vars(model), **vars(language), lora=fresh, **(loading or {}))
+    done = align(
+        policy,
+        preferences,
+        evaluation,
+        loss,
+        training,
+        output.out,
+        reference=reference,
+        resume=output.resume,
+        settings={
+            "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
+            **(loading or {}),
+        },
+    )  # fmt: skip
+    save_alignment(
+        output.out,
+        done,
+        policy,
+        title=f"{Path(model.model).name} aligned with {loss.spec}",
+        base_model=model.model,
+        data=preferences.describe(),
+        trained_on=preferences if isinstance(preferences, Sequence) else None,
+        objective=loss.spec,
+        seed=training.seed,
+    )
+    if output.merged and done.main_process:
+        policy.export_merged(output.out / "merged")
