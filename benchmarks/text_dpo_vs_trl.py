@@ -15,32 +15,31 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
-from mmalign import environment
+from _turns import (
+    CUDA,
+    Loop,
+    Seconds,
+    alternate,
+    answer,
+    environment_line,
+    in_process,
+    matmul_rate,
+    pause_after_steps,
+    peak_growth,
+)
 
-PROCESS = "_MMALIGN_BENCHMARK"
-if os.environ.get(PROCESS) != "memory":
-    environment.prepare()  # helps both libraries, and has to come before torch
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# isort: split  # what is above prepares the environment for torch
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: E402
-
-CUDA = torch.cuda.is_available()
 LORA_RANK = 16
 
 # hidden, intermediate, layers, heads, key-value heads, vocabulary; heads of 64, tied embeddings
@@ -84,78 +83,6 @@ class Setup:
         return self.warmup + self.repeats
 
 
-class Seconds(NamedTuple):
-    """wall: that went by. processor: that this process was given of them, all threads together,
-    which is the fairer measure where other programs want the same cores."""
-
-    wall: float
-    processor: float
-
-
-class Stopped(BaseException):
-    """Ends a training loop that is no longer needed."""
-
-
-class Loop:
-    """A training loop that stands still after every optimiser step until it is told to go on."""
-
-    _by_thread: ClassVar[dict[int, Loop]] = {}
-
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._stop = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._all_of, args=(run,), daemon=True)
-        self._thread.start()
-
-    def _all_of(self, run: Callable[[], Any]) -> None:
-        Loop._by_thread[threading.get_ident()] = self
-        self._go.acquire()
-        try:
-            run()
-        except Stopped:
-            pass
-        except BaseException as error:  # handed over to whoever called `step`
-            self._error = error
-        self._done.release()
-
-    @staticmethod
-    def pause(*_: Any) -> None:
-        """Called in the loop's own thread when the optimiser has stepped."""
-        loop = Loop._by_thread[threading.get_ident()]
-        loop._done.release()
-        loop._go.acquire()
-        if loop._stop:
-            raise Stopped
-
-    def step(self) -> Seconds:
-        """From the end of one optimiser step to the end of the next."""
-        began, used = time.perf_counter(), time.process_time()
-        self._go.release()
-        self._done.acquire()
-        if CUDA:
-            torch.cuda.synchronize()
-        if self._error is not None:
-            raise self._error
-        return Seconds(time.perf_counter() - began, time.process_time() - used)
-
-    def close(self) -> None:
-        self._stop = True
-        self._go.release()
-        self._thread.join()
-
-
-def alternate(
-    first: Callable[[], Seconds], second: Callable[[], Seconds], *, repeats: int
-) -> tuple[list[Seconds], list[Seconds]]:
-    """Both measured in turn; who begins changes every time."""
-    seconds: dict[int, list[Seconds]] = {0: [], 1: []}
-    for round_ in range(repeats):
-        for which in (0, 1) if round_ % 2 == 0 else (1, 0):
-            seconds[which].append((first, second)[which]())
-    return seconds[0], seconds[1]
-
-
 def make_model(setup: Setup, folder: Path) -> None:
     """Random weights of a Llama, and a tokenizer in which every word is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -196,10 +123,10 @@ def texts(setup: Setup) -> list[tuple[str, str, str]]:
     def words(count: int) -> str:
         return " ".join(f"w{draws.randrange(3, most)}" for _ in range(count))
 
-    def answer() -> str:
+    def reply() -> str:
         return " " + words(draws.randint(case.shortest, case.longest) - 1)
 
-    return [(words(case.prompt), answer(), answer()) for _ in range(setup.steps * setup.pairs)]
+    return [(words(case.prompt), reply(), reply()) for _ in range(setup.steps * setup.pairs)]
 
 
 def ours(setup: Setup, folder: Path, out: Path) -> tuple[Callable[[], Any], nn.Module, list[int]]:
@@ -322,64 +249,16 @@ def memory(setup: Setup, folder: Path, out: Path, library: str) -> dict[str, Any
     return {"growth": growth[0], "weights": weights}
 
 
-@contextmanager
-def peak_growth() -> Iterator[list[int]]:
-    """Most memory that was in use inside, less what was at the beginning, in bytes: allocated by
-    torch on a GPU; the process's resident set, which Linux keeps the peak of, on a CPU."""
-    found: list[int] = []
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield found
-        found.append(torch.cuda.max_memory_allocated() - before)
-        return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = _status("VmRSS")
-    yield found
-    found.append(_status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def matmul_rate(precision: str, size: int = 2048) -> float:
-    """GFLOP/s of one large product, which says how much machine there was at that moment."""
-    device = "cuda" if CUDA else "cpu"
-    matrix = torch.randn(size, size, dtype=getattr(torch, precision), device=device)
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        matrix @ matrix
-        if CUDA:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / median(seconds) / 1e9
-
-
-def in_process(kind: str, setup: Setup, library: str = "") -> dict[str, Any]:
-    """The answer of a fresh process: accelerate keeps its precision for as long as one lives."""
-    command = [sys.executable, __file__, "--inside", json.dumps([kind, asdict(setup), library])]
-    told = subprocess.run(
-        command, env={**os.environ, PROCESS: kind}, stdout=subprocess.PIPE, text=True, check=True
-    )
-    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
-    return found
-
-
-def inside(kind: str, options: dict[str, Any], library: str) -> None:
+def inside(kind: str, given: list[Any]) -> None:
+    options, library = given
     setup = Setup(**options)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         make_model(setup, out / "model")
-        register_optimizer_step_post_hook(Loop.pause)
+        pause_after_steps()
         if kind == "speed":
-            found = speed(setup, out / "model", out)
-        else:
-            found = memory(setup, out / "model", out, library)
-    print(json.dumps(found), flush=True)
-    os._exit(0)  # a loop that stands still does not end by itself
+            answer(speed(setup, out / "model", out))
+        answer(memory(setup, out / "model", out, library))
 
 
 def show_speed(setup: Setup, found: dict[str, Any]) -> None:
@@ -423,7 +302,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.inside:
         inside(*json.loads(given.inside))
-    print(environment_line(), flush=True)
+    print(environment_line("torch", "transformers", "peft", "trl"), flush=True)
     print({k: v for k, v in vars(given).items() if k not in ("what", "inside")}, flush=True)
     for what in given.what:
         print(what)
@@ -441,19 +320,17 @@ def main() -> None:
                     given.repeats,
                 )
                 if what == "speed":
-                    show_speed(setup, in_process("speed", setup))
+                    show_speed(setup, in_process(__file__, "speed", [asdict(setup), ""]))
                 else:
                     setup = replace(setup, warmup=1, repeats=1)  # the second step has moments too
                     both = ("mmalign", "trl")
-                    show_memory(setup, {name: in_process("memory", setup, name) for name in both})
-
-
-def environment_line() -> str:
-    from importlib.metadata import version
-
-    names = ("torch", "transformers", "peft", "trl")
-    device = torch.cuda.get_device_name() if CUDA else f"CPU, {torch.get_num_threads()} threads"
-    return ", ".join([device, *(f"{name} {version(name)}" for name in names)])
+                    show_memory(
+                        setup,
+                        {
+                            name: in_process(__file__, "memory", [asdict(setup), name])
+                            for name in both
+                        },
+                    )
 
 
 if __name__ == "__main__":
