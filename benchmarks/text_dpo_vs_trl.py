@@ -36,7 +36,8 @@ from _turns import (
     peak_growth,
 )
 
-# isort: split  # what is above prepares the environment for torch
+# What is above prepares the environment, and has to come before torch.
+# isort: split
 import torch
 from torch import nn
 
