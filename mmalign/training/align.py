@@ -5,6 +5,7 @@ What every alignment pipeline has in common; `loop.train` is the part of it that
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -177,19 +178,21 @@ def _cache(
             "a cache cannot know streamed data, or other views of the data, beforehand",
             hint="use --reference copy",
         )
-    if not lora and adapter.seeded and passes > 1:
+    if not lora and adapter.seeded and passes > max(1, plan.noise_cycle):
         raise UserError(
             f"{passes:.2g} passes over the data draw new timesteps and noise each, which a cache "
             "made before training cannot know",
-            hint="use --reference copy, train a LoRA, or train for one epoch",
+            hint="use --reference copy, train a LoRA, train for one epoch, or let the noises repeat "
+            "(--noise-cycle 1)",
         )
     digest = weights_digest(adapter.policy, trained=not lora)
     scope = f"{digest} {adapter.fingerprint}"
     start: Reference = AdapterOff(adapter) if lora else AsItIs(adapter)
     cached = Cached(out / "reference.sqlite", scope, start, seeded=adapter.seeded)
-    for known in (data, held_out):
+    turns = max(1, min(plan.noise_cycle, math.ceil(passes)))
+    for known, count in ((data, turns), (held_out, 1)):
         if isinstance(known, Sequence) and len(known):
-            precompute(cached, adapter, known, plan)
+            precompute(cached, adapter, known, plan, passes=count)
     cached.inner = AdapterOff(adapter) if lora else None
     return cached
 

@@ -90,6 +90,12 @@ class Plan:
     seed: int = 0
     rank: int = 0
     processes: int = 1
+    noise_cycle: int = 0
+
+    def row_seed(self, pass_number: int, row: int) -> int:
+        """Of the timesteps and noises of a record; with a cycle they repeat after so many passes."""
+        turn = pass_number % self.noise_cycle if self.noise_cycle else pass_number
+        return derive(self.seed, "row", turn, row)
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def build_step(
             }
             _check_aux(preference, plan.needs)
             samples = [*preference.candidates, *(s for view in views.values() for s in view)]
-            seed = derive(plan.seed, "row", pass_number, row)
+            seed = plan.row_seed(pass_number, row)
             units.append(_Unit(preference, views, seed, plan.size(samples)))
         except ValueError as error:  # BadSample and unreadable records are ValueErrors
             refused.append(Refused(row, str(error)))
@@ -226,14 +232,16 @@ def candidate_rows(
     rows: Iterable[int],
     plan: Plan,
     wanted: Callable[[Sequence[str], Sequence[int]], bool],
+    pass_number: int = 0,
 ) -> Iterator[Rows]:
     """The candidates of some records, in batches within the budget.
 
-    wanted: told the ids and seeds of a record's candidates. Unusable records are left out.
+    wanted: told the ids and seeds of a record's candidates. pass_number: over the data, on which
+        seeds depend. Unusable records are left out.
     """
     units = []
     for row in rows:
-        seed = derive(plan.seed, "row", 0, row)
+        seed = plan.row_seed(pass_number, row)
         try:
             preference = data[row]
             size = plan.size(preference.candidates)

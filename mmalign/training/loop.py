@@ -87,6 +87,7 @@ def plan_of(
         seed=options.seed,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
+        noise_cycle=options.noise_cycle,
     )
 
 

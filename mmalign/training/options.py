@@ -33,6 +33,8 @@ class TrainingOptions:
         save_every: Steps between checkpoints; 0 saves at the end only.
         keep_checkpoints: Checkpoints kept, besides the best one.
         best_metric: Held-out metric that chooses the best checkpoint.
+        noise_cycle: Passes over the data after which the timesteps and noises of denoisers repeat,
+            so that a cached reference serves again; 0 draws new ones in every pass.
         workers: Processes that read and tokenise ahead; 0 does it in the main process.
         sync_reference_every: Steps after which the reference moves towards the policy (TR-DPO,
             arXiv:2404.09656; the paper's 512); 0 leaves it where training began.
@@ -58,6 +60,7 @@ class TrainingOptions:
     save_every: int = 0
     keep_checkpoints: int = 2
     best_metric: str = "loss"
+    noise_cycle: int = 0
     workers: int = 0
     sync_reference_every: int = 0
     sync_reference_share: float = 0.6
@@ -74,6 +77,8 @@ class TrainingOptions:
             raise ValueError(
                 f"sync_reference_share is above 0 and at most 1, not {self.sync_reference_share}"
             )
+        if self.noise_cycle < 0:
+            raise ValueError(f"noise_cycle is a number of passes, not {self.noise_cycle}")
         if self.steps is None and self.epochs <= 0:
             raise ValueError(f"epochs must be positive, not {self.epochs}")
         if self.steps is not None and self.steps <= 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import torch
 
@@ -17,21 +18,24 @@ WINDOW = 256
 fixed places, so that a run killed here and started again forms the very same batches."""
 
 
-def precompute(cached: Cached, adapter: Adapter, data: Sequence[Preference], plan: Plan) -> int:
+def precompute(
+    cached: Cached, adapter: Adapter, data: Sequence[Preference], plan: Plan, *, passes: int = 1
+) -> int:
     """Compute what is missing for the candidates of `data` and return how many samples that was.
 
     Unusable records are left out: training meets and reports them. Each process does its share of
-    the windows. With `cached.seeded`, the seeds are those of the first pass over the data.
+    the windows. passes: over the data whose seeds are computed, which matters to denoisers only.
     """
     before = cached.computed
     starts = range(plan.rank * WINDOW, len(data), plan.processes * WINDOW)
+    turns = range(passes if cached.seeded else 1)
     training = adapter.policy.training
     adapter.policy.eval()
-    with progress("reference", total=len(starts), show=plan.rank == 0) as advance:
-        for start in starts:
+    with progress("reference", total=len(starts) * len(turns), show=plan.rank == 0) as advance:
+        for start, turn in product(starts, turns):
             with cached.together(), torch.no_grad():
                 window = range(start, min(start + WINDOW, len(data)))
-                for rows in candidate_rows(data, window, plan, cached.missing):
+                for rows in candidate_rows(data, window, plan, cached.missing, turn):
                     cached.log_probs(adapter.encode(rows.inputs), rows.keys, rows.seeds)
             advance()
     adapter.policy.train(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,20 @@ def test_a_cache_that_cannot_know_the_noise_of_later_passes_is_refused(
     options = ["--lora-rank", "0", "--reference", "cache", "--epochs", "3", "--steps", "9"]
     assert align_images(image_model, "--out", "run", *options) == 2
     assert "--reference copy" in capsys.readouterr().err
+
+
+def test_noises_that_repeat_are_asked_of_the_reference_once(image_model: Path) -> None:
+    """Two turns of noises over four passes: the cache holds two rows per sample, also where all
+    weights are trained, and losses equal those against a copy of the weights."""
+    votes(count=4)
+    full = ["--lora-rank", "0", "--steps", "4", "--noise-cycle", "2", "--held-out", "0"]
+    losses = {}
+    for kind in ("cache", "copy"):
+        assert align_images(image_model, "--out", kind, "--reference", kind, *full) == 0
+        losses[kind] = [row["loss"] for row in JsonLines(Path(kind) / "metrics.jsonl").rows()]
+    assert losses["cache"] == pytest.approx(losses["copy"], rel=1e-4)
+    with sqlite3.connect("cache/reference.sqlite") as rows:
+        assert rows.execute("SELECT COUNT(*) FROM rows").fetchone() == (2 * 8,)
 
 
 def test_videos(video_model: Path) -> None:
