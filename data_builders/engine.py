@@ -1,7 +1,7 @@
 """Running a builder over a source: workers, resuming, quarantine, progress.
 
 A builder is a function from a stream of records (or preferences) to a stream of preferences. It is
-given chunks of CHUNK inputs, whatever the number of workers, and their results are written in
+given chunks of as many inputs, whatever the number of workers, and their results are written in
 order; so a build that was killed and goes on, with any number of workers, ends with the same bytes.
 """
 
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -32,7 +32,9 @@ from rich.progress import (
 from rich.text import Text
 
 from mmalign import __version__
+from mmalign.data.dataset import Preferences
 from mmalign.data.errors import DatasetError, FieldError, Quarantine, RecordError
+from mmalign.data.layout import encode, needed
 from mmalign.data.store import StoreWriter, load_manifest
 from mmalign.errors import UserError
 from mmalign.records import Preference
@@ -80,6 +82,7 @@ def build(
     *,
     origin: Any = None,
     total: int | None = None,
+    chunk: int = CHUNK,
     workers: int = 0,
     overwrite: bool = False,
     show: bool = True,
@@ -91,8 +94,9 @@ def build(
     ValueError or OSError, its inputs are tried one by one, so that only the bad ones are lost.
 
     inputs: in the same order each time. origin: JSON that says what is built from what; going on
-        with another is an error. total: number of inputs, if known. workers: processes; 0 builds in
-        this one; the builder must then be picklable.
+        with another is an error. total: number of inputs, if known. chunk: inputs that the builder
+        is given at once. workers: processes, for which the builder must be picklable; 0 builds in
+        this one.
     Raises DatasetError when every input was refused, UserError when a worker dies.
     """
     if not overwrite and (done := _finished(out, origin)):
@@ -104,16 +108,79 @@ def build(
         read = start
         with _progress(show) as bar:
             task = bar.add_task("building", total=total, completed=start)
-            for chunk, made, bad in _results(builder, _chunks(rest), workers):
-                read = chunk[-1][0] + 1
+            for numbers, made, bad in _results(builder, _chunks(rest, chunk), workers):
+                read = numbers[-1][0] + 1
                 for error in bad:
                     refused.add(error)
-                writer.write(*made, position=read)
+                _write(writer, made, read, refused)
                 bar.update(task, completed=read)
         if read and len(refused) >= read:
             reason = refused.reasons.most_common(1)[0][0]
             raise DatasetError(f"none of the {read} inputs could be used; mostly: {reason}")
     return Built(read, len(refused), writer.rows)
+
+
+def build_whole(
+    builder: Callable[[Sequence[Preference]], Iterable[Preference]],
+    dataset: Preferences,
+    out: Path,
+    *,
+    origin: Any = None,
+    overwrite: bool = False,
+    show: bool = True,
+) -> Built:
+    """Write what `builder` makes of a dataset that it has to see as a whole.
+
+    Records that cannot be read, and what is made and cannot be written, are in quarantine.jsonl;
+    what the builder leaves out is not. A build that goes on makes everything again, which has to
+    come out the same each time, and writes what was not written.
+    Arguments and errors as for `build`.
+    """
+    if not overwrite and (done := _finished(out, origin)):
+        return replace(done, read=len(dataset))
+    with StoreWriter(out, origin=origin, resume=True, overwrite=overwrite) as writer:
+        refused = Quarantine(out / QUARANTINE)
+        start, made = writer.position or 0, 0
+        with _progress(show) as bar:
+            bar.add_task("reading", total=None)
+            usable = dataset.usable(refused)
+            if not len(usable):
+                raise DatasetError(
+                    f"none of the {len(dataset)} records of {dataset.where} is usable"
+                )
+            task = bar.add_task("building", total=None, completed=start)
+            for preference in builder(usable):
+                made += 1
+                try:
+                    if made <= start:
+                        encode(preference, needed(preference))
+                    else:
+                        writer.write(_with_version(preference), position=made)
+                except FieldError as error:
+                    reason = f"what was made of it cannot be written: {error.reason}"
+                    refused.add(RecordError("made", made - 1, error.field, reason))
+                bar.update(task, completed=made)
+        if not made:
+            raise DatasetError(f"the builder keeps none of the {len(usable)} records")
+    return Built(len(dataset), len(refused), writer.rows)
+
+
+def _write(writer: StoreWriter, made: Sequence[Preference], read: int, refused: Quarantine) -> None:
+    """Write all, or all but what is made of inputs for which something cannot be written."""
+    try:
+        writer.write(*made, position=read)
+    except FieldError:
+        bad: dict[int, RecordError] = {}
+        for preference in made:
+            try:
+                encode(preference, needed(preference))
+            except FieldError as error:
+                number = preference.source.details["row"]
+                bad.setdefault(number, _error(number, error))
+        for number in sorted(bad):
+            refused.add(bad[number])
+        good = [p for p in made if p.source.details["row"] not in bad]
+        writer.write(*good, position=read)
 
 
 def _finished(out: Path, origin: Any) -> Built | None:
@@ -141,9 +208,9 @@ def _progress(show: bool) -> Progress:
     )
 
 
-def _chunks(inputs: Iterable[tuple[int, Any]]) -> Iterator[Chunk]:
+def _chunks(inputs: Iterable[tuple[int, Any]], size: int) -> Iterator[Chunk]:
     stream = iter(inputs)
-    while chunk := list(islice(stream, CHUNK)):
+    while chunk := list(islice(stream, size)):
         yield chunk
 
 
@@ -248,10 +315,14 @@ def _applied(builder: Builder, items: Chunk) -> tuple[list[Preference], dict[int
 
 
 def _with_origin(preference: Preference, number: int) -> Preference:
-    source = preference.source
-    details = {**source.details, "row": number}
-    version = source.version or __version__
-    return replace(preference, source=replace(source, version=version, details=details))
+    details = {**preference.source.details, "row": number}
+    source = replace(preference.source, details=details)
+    return _with_version(replace(preference, source=source))
+
+
+def _with_version(preference: Preference) -> Preference:
+    version = preference.source.version or __version__
+    return replace(preference, source=replace(preference.source, version=version))
 
 
 def _error(number: int, error: Exception) -> RecordError:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mmalign.data_builders.command import as_command
 from mmalign.labelling.comparisons import comparison_id
 from mmalign.labelling.export import copeland
 from mmalign.labelling.votes import Ranking, outcome, places
@@ -31,26 +32,29 @@ class Ballot:
 
 
 def build(
-    preferences: Iterable[Preference],
+    preferences: Sequence[Preference],
     *,
     rule: Rule = "majority",
     ties: Ties = "drop",
     least_votes: int = 1,
     least_confidence: float = 0.0,
 ) -> Iterator[Preference]:
-    """One preference for each set of candidates, in the order in which they first appear.
+    """Bring several people's votes on the same candidates to one preference.
 
-    aux: "votes", "confidence" (share of words on pairs of candidates that the result agrees with;
-    for "reliability" the posterior probability of the result), and "tie_rate".
+    The dataset holds a preference for each vote, with "annotator" in aux where it is known. The
+    result has in aux: votes, confidence (share of words on pairs of candidates that the result
+    agrees with; for reliability its posterior probability), and tie_rate.
 
     Args:
-        preferences: Read twice: for the votes, and for the candidates.
-        rule: "majority" of the votes, candidate by candidate (Copeland); or "reliability", in which
-            annotators who agree more with the others count more (see `reliabilities`; pairs only).
+        rule: majority of the votes, candidate by candidate (Copeland); or reliability, in which
+            annotators who agree more with the others count more (Dawid and Skene; pairs only).
         ties: What becomes of candidates that end up equal: a preference is dropped unless one of
             its candidates is better than another, or kept with equal grades.
         least_votes: Votes that a set of candidates must have.
         least_confidence: Confidence that a result must have.
+
+    Examples:
+        mmalign build human-votes votes --out preferences --rule reliability --least-votes 3
     """
     ballots: defaultdict[str, list[Ballot]] = defaultdict(list)
     for preference in preferences:
@@ -172,3 +176,6 @@ def _aggregated(
             details={"votes": votes},
         ),
     )
+
+
+command = as_command("human-votes", build)

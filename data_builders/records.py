@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from PIL import Image
 from mmalign.data import fields
 from mmalign.data.errors import DatasetError, FieldError, RecordError, excerpt
 from mmalign.data.fields import Row
-from mmalign.data.opening import KINDS, open_rows
+from mmalign.data.formats import renamed
+from mmalign.data.opening import KINDS, Names, open_dataset, open_rows
 from mmalign.data.rows import BrokenRow
 from mmalign.errors import BadSample
 from mmalign.media import open_image
@@ -66,25 +68,57 @@ class Record:
             raise FieldError("image", str(error)) from error
 
 
-def read_records(
-    source: str | Path, *, split: str | None = None
-) -> Iterator[tuple[int, Record | RecordError]]:
-    """The records of a source in a fixed order, numbered from 0.
+@dataclass(frozen=True)
+class Inputs:
+    """A builder's inputs in a fixed order, numbered from 0; errors stand for unreadable ones.
 
+    total: how many there are, where that is known before they are read.
+    """
+
+    items: Iterable[tuple[int, Any]]
+    total: int | None = None
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return iter(self.items)
+
+    def first(self, count: int | None) -> Inputs:
+        """No more than the first `count`."""
+        if count is None:
+            return self
+        total = None if self.total is None else min(count, self.total)
+        return Inputs(islice(self.items, count), total)
+
+
+def read_records(
+    source: str | Path, *, split: str | None = None, columns: Names | None = None
+) -> Inputs:
+    """The records of a source.
+
+    columns: the source's names of columns that go by other names there, as {"image": "picture"}.
     Raises DatasetError for a source that is not there or holds nothing of a known kind.
     """
-    paths = _paths(source)
-    rows: Iterator[Row]
+    names = dict(columns or {})
+    rows: Iterable[Row]
+    total: int | None = None
     root: Path | None = None
+    paths = _paths(source)
     if images := [path for path in paths if path.suffix.lower() in IMAGES]:
-        rows = map(_image_row, images)
+        rows, total = map(_image_row, images), len(images)
     elif tars := [path for path in paths if path.suffix.lower() == ".tar"]:
         rows = (row for path in tars for row in _tar_rows(path))
     else:
-        _, _, root, table = open_rows(source, split)
-        rows = iter(table)
-    for number, row in enumerate(rows):
-        yield number, _checked(row, root, str(source), number)
+        _, _, root, rows = open_rows(source, split)
+        total = len(rows) if isinstance(rows, Sized) else None
+    records = (_checked(row, names, root, str(source), n) for n, row in enumerate(rows))
+    return Inputs(enumerate(records), total)
+
+
+def read_preferences(
+    source: str | Path, *, split: str | None = None, columns: Names | None = None
+) -> Inputs:
+    """The preferences of a dataset; one on the Hub is streamed. Raises DatasetError."""
+    stream = open_dataset(source, split=split, columns=columns, streaming=True)
+    return Inputs(stream.checked(), stream.total)
 
 
 def _paths(source: str | Path) -> list[Path]:
@@ -153,13 +187,19 @@ def _with_member(row: Row, ending: str, data: bytes) -> Row:
         return BrokenRow(f"its file .{ending} cannot be read: {error}")
 
 
-def _checked(row: Row, root: Path | None, where: str, number: int) -> Record | RecordError:
+def _checked(
+    row: Row, names: Names, root: Path | None, where: str, number: int
+) -> Record | RecordError:
     if isinstance(row, BrokenRow):
         return RecordError(where, number, "", row.reason)
     try:
-        return _record(row, root)
+        return _record(renamed(row, names) if names else row, root)
     except FieldError as error:
         return RecordError(where, number, error.field, error.reason, excerpt(row))
+    except KeyError as error:
+        return RecordError(
+            where, number, str(error.args[0]), f"has no column {error}", excerpt(row)
+        )
 
 
 def _record(row: Row, root: Path | None) -> Record:

@@ -69,7 +69,16 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 
-BUILDERS: dict[str, Command] = {}
+BUILDERS: dict[str, Command] = {
+    "corrupt": (
+        "mmalign.data_builders.corrupt:command",
+        "Plant faults into true answers, and show images they are not about.",
+    ),
+    "human-votes": (
+        "mmalign.data_builders.human_votes:command",
+        "Bring several people's votes on the same candidates to one preference.",
+    ),
+}
 SUITES: dict[str, Command] = {}
 
 GROUPS: dict[str, tuple[dict[str, Command], str]] = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from mmalign.errors import BadSample, UserError
 from mmalign.records import Media
@@ -121,6 +121,11 @@ def _reading(media: Media) -> Iterator[None]:
         raise BadSample(f"the {media.kind} {_name(media)} does not exist") from error
     except Image.DecompressionBombError as error:
         raise BadSample(_too_large(media)) from error
+    except UnidentifiedImageError as error:  # its message has an address in memory
+        raise BadSample(
+            f"the {media.kind} {_name(media)} cannot be read: it is in no known format; is the file"
+            " whole?"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadSample(

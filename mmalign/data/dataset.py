@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar, overload
 
@@ -181,6 +181,12 @@ class PreferenceStream:
     @property
     def where(self) -> str:
         return self._reader.where
+
+    @property
+    def total(self) -> int | None:
+        """How many there are, where that is known before they are read."""
+        rows = self._rows
+        return len(rows) * self._reader.per_row if isinstance(rows, Sized) else None
 
     def __iter__(self) -> Iterator[Preference]:
         return (self._reader(index, row) for index, row in self._numbered())

@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from PIL import Image
 
 from mmalign.data import open_dataset
 from mmalign.data.errors import DatasetError, RecordError
-from mmalign.data_builders.engine import NOTHING_MADE, Built, Refused, build
+from mmalign.data_builders.engine import NOTHING_MADE, Built, Refused, build, build_whole
 from mmalign.data_builders.records import Record, read_records
 from mmalign.errors import UserError
 from mmalign.records import Message, Preference, Provenance, Sample, Text, pair, text_of
@@ -37,6 +39,15 @@ def louder(records: Iterable[Record]) -> Iterator[Preference | Refused]:
             good, shout = (Text(t) for t in (record.caption, record.caption.upper()))
             source = Provenance("louder", parents=(record.id,))
             yield pair(Sample(prompt, (good,)), Sample(prompt, (shout,)), source=source)
+
+
+def unwritable(records: Iterable[Record]) -> Iterator[Preference | Refused]:
+    """As `louder`, but no file can hold what is made of "caption 5"."""
+    for made in louder(records):
+        if isinstance(made, Preference) and made.chosen.response == (Text("caption 5"),):
+            source = replace(made.source, details={"found": {1, 2}})
+            made = replace(made, source=source)
+        yield made
 
 
 def wrong_settings(records: Iterable[Record]) -> Iterator[Preference]:
@@ -94,6 +105,39 @@ def test_a_build_that_stopped_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     build(louder, read_records(source), tmp_path / "cut", show=False)
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     assert build(louder, iter(()), tmp_path / "cut", show=False) == Built(70, 3, 67)
+
+
+def test_what_cannot_be_written_is_in_quarantine_and_costs_nothing_else(tmp_path: Path) -> None:
+    source = table(tmp_path, CAPTIONS[4:20])
+    built = build(unwritable, read_records(source), tmp_path / "out", show=False)
+    assert built == Built(read=16, refused=1, preferences=15)
+    (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["row"] == 1
+    assert "JSON" in json.loads(line)["reason"]
+
+
+def last_first(preferences: Sequence[Preference]) -> Iterator[Preference]:
+    """Looks at the whole dataset: hands it on backwards, but for the first."""
+    for preference in preferences[:0:-1]:
+        yield preference.derived("last_first")
+
+
+def test_builders_of_the_whole_go_on_to_the_same_bytes(tmp_path: Path) -> None:
+    build(louder, read_records(table(tmp_path, CAPTIONS[4:30])), tmp_path / "in", show=False)
+    dataset = open_dataset(tmp_path / "in")
+    built = build_whole(last_first, dataset, tmp_path / "whole", show=False)
+    assert built == Built(read=26, refused=0, preferences=25)
+
+    def interrupted(preferences: Sequence[Preference]) -> Iterator[Preference]:
+        yield from islice(last_first(preferences), 20)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_whole(interrupted, dataset, tmp_path / "cut", show=False)
+    assert build_whole(last_first, dataset, tmp_path / "cut", show=False) == built
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+    with pytest.raises(DatasetError, match="keeps none"):
+        build_whole(lambda preferences: iter(()), dataset, tmp_path / "none", show=False)
 
 
 def test_wrong_settings_are_not_the_inputs_fault(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""The command of a builder, `mmalign build NAME`: its own options, and those that all builds share.
+
+A builder is a function whose first parameter is what it reads and whose others can be typed on a
+command line. The type of the first one says how it is given its inputs:
+
+    Iterable[Record], Iterable[Preference]: in chunks, in any number of processes, in order
+    Sequence[Preference]: the whole dataset at once, for what looks at all of it
+
+    command = as_command("fair-length", build)      # and one line in mmalign/cli.py
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+
+from mmalign.data.opening import open_dataset, parse_columns
+from mmalign.data_builders.engine import CHUNK, QUARANTINE, Built, build, build_whole
+from mmalign.data_builders.records import Record, read_preferences, read_records
+from mmalign.records import Preference
+from mmalign.settings import flat, save_settings
+
+SETTINGS = "run.yaml"
+SOURCES = {
+    Record: "Folder of images (a .txt file beside an image is its caption), table (CSV, JSON, JSON "
+    "lines, Parquet), webdataset tars, each also as a glob, or a dataset on the Hugging Face Hub.",
+    Preference: "Folder, file, glob or hub id of a dataset of preferences.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is read of the source.
+
+    Args:
+        split: Split of the source. Default: the only one, or "train".
+        columns: Columns that go by other names, as in image=picture caption=alt.
+        limit: Read the first so many inputs only.
+    """
+
+    split: str | None = None
+    columns: list[str] | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What is written.
+
+    Args:
+        out: Folder for the dataset, its quarantine.jsonl and run.yaml. Run again after an
+            interruption, the same command goes on where it stopped.
+        overwrite: Replace a dataset in that folder.
+    """
+
+    out: Path
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How chunks are built; the dataset is the same in any case.
+
+    Args:
+        workers: Processes that build; 0 builds in this one.
+    """
+
+    workers: int = 0
+
+
+def as_command(
+    name: str, builder: Callable[..., Iterable[Any]], *, chunk: int = CHUNK
+) -> Callable[..., Built]:
+    """The function behind `mmalign build NAME`.
+
+    Its first parameter is called what the builder calls it and takes a source (see SOURCES); then
+    follow the builder's options and the shared ones. chunk: inputs that the builder is given at
+    once, where it is given chunks.
+    Raises TypeError for a builder with another first parameter.
+    """
+    first, *own = inspect.signature(builder).parameters.values()
+    hints = get_type_hints(builder)
+    kind = (get_args(hints[first.name]) or (None,))[0]
+    whole = get_origin(hints[first.name]) is Sequence
+    if kind not in SOURCES or (whole and kind is not Preference):
+        raise TypeError(f"{name}: a builder reads Records or Preferences, not {first.annotation}")
+
+    def command(*positional: Any, **named: Any) -> Built:
+        bound = signature.bind(*positional, **named)
+        bound.apply_defaults()
+        given = bound.arguments
+        source, reading, output = given[first.name], given["reading"], given["output"]
+        made = functools.partial(builder, **{each.name: given[each.name] for each in own})
+        origin = _origin(name, command, given)
+        if whole:
+            built = _build_whole(made, source, reading, output, origin)
+        else:
+            read = read_records if kind is Record else read_preferences
+            columns = parse_columns(reading.columns)
+            inputs = read(source, split=reading.split, columns=columns).first(reading.limit)
+            built = build(
+                made,
+                inputs,
+                output.out,
+                origin={**origin, "inputs": inputs.total},
+                total=inputs.total,
+                chunk=chunk,
+                workers=given["running"].workers,
+                overwrite=output.overwrite,
+            )
+        save_settings(output.out / SETTINGS, f"build {name}", command, given)
+        _say(built, output.out)
+        return built
+
+    signature = _signature(first.name, own, hints, whole=whole)
+    command.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
+    command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
+    command.__doc__ = _explained(builder, first.name, SOURCES[kind])
+    command.__name__ = command.__qualname__ = name
+    return command
+
+
+def _signature(
+    source: str, own: Sequence[inspect.Parameter], hints: Mapping[str, Any], *, whole: bool
+) -> inspect.Signature:
+    parameter = inspect.Parameter
+    shared: dict[str, type] = {"reading": Reading} | ({} if whole else {"running": Running})
+    return inspect.Signature(
+        [
+            parameter(source, parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+            *(p.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own),
+            parameter("output", parameter.KEYWORD_ONLY, annotation=Output),
+            *(
+                parameter(name, parameter.KEYWORD_ONLY, annotation=kind, default=kind())
+                for name, kind in shared.items()
+            ),
+        ]
+    )
+
+
+def _build_whole(
+    builder: Callable[[Sequence[Preference]], Iterable[Preference]],
+    source: str,
+    reading: Reading,
+    output: Output,
+    origin: Mapping[str, Any],
+) -> Built:
+    columns = parse_columns(reading.columns)
+    dataset = open_dataset(source, split=reading.split, columns=columns)[: reading.limit]
+    return build_whole(
+        builder,
+        dataset,
+        output.out,
+        origin={**origin, "inputs": len(dataset)},
+        overwrite=output.overwrite,
+    )
+
+
+def _origin(name: str, command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What the dataset is made from: all settings but those that change nothing in it."""
+    settings = {"builder": name, **flat(command, given)}
+    for free in ("out", "workers", "overwrite"):
+        settings.pop(free, None)
+    source = next(iter(given))
+    if Path(given[source]).exists():
+        settings[source] = str(Path(given[source]).absolute())
+    return settings
+
+
+def _explained(builder: Callable[..., Any], source: str, words: str) -> str:
+    """The builder's docstring with a section about its source, unless it has its own words."""
+    text = inspect.getdoc(builder) or ""
+    if re.search(rf"^ +{source}: ", text, flags=re.MULTILINE):
+        return text
+    sections = re.search(r"^[A-Z][\w ]*:\n(?= +\S)", text, flags=re.MULTILINE)
+    end = sections.start() if sections else len(text)
+    return f"{text[:end].rstrip()}\n\nInput:\n    {source}: {words}\n\n{text[end:]}"
+
+
+def _say(built: Built, out: Path) -> None:
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    console.print(f"{built.preferences} preferences from {built.read} inputs in {out}")
+    if built.refused:
+        console.print(f"{built.refused} inputs refused, listed in {out / QUARANTINE}")
