@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from mmalign.media import open_image, png
-from mmalign.records import Media, Message, Part, Preference, Sample
+from mmalign.records import Media, Message, Part, Preference, Sample, Text
 
 Draws: TypeAlias = np.random.Generator
 Alteration = Callable[[Image.Image, Draws], Image.Image]
@@ -156,6 +156,49 @@ def swapped(given: Given) -> tuple[Sample, ...]:
     return (*exchanged, *rest)
 
 
+def both(given: Given) -> tuple[Sample, ...]:
+    """The first two candidates see the images of both, in an order drawn at random, and each is
+    asked about its own; the others keep their prompts. IC-VCO's, arXiv:2605.31312."""
+    return _in_both(given, about_own=True)
+
+
+def both_swapped(given: Given) -> tuple[Sample, ...]:
+    """As `both`, in the same order where the seed is the same, but asked about the other's."""
+    return _in_both(given, about_own=False)
+
+
+def _in_both(given: Given, *, about_own: bool) -> tuple[Sample, ...]:
+    pair, rest = _with_images(given.preference)[:2], given.preference.candidates[2:]
+    images = [image for sample in pair for image in _media(sample.prompt)]
+    if len(pair) < 2 or len(images) != 2:
+        raise ValueError(
+            "the objective shows the images of two candidates together, and here are "
+            f"{len(pair)} with {len(images)} images: two with one image each are needed"
+        )
+    order = given.draws.permutation(2)
+    shown = [images[i] for i in order]
+    places = [list(order).index(i) for i in ((0, 1) if about_own else (1, 0))]
+    asked = [_asked(sample, shown, place) for sample, place in zip(pair, places, strict=True)]
+    return (*asked, *rest)
+
+
+def _asked(sample: Sample, shown: Sequence[Media], place: int) -> Sample:
+    """The sample with all of `shown` in the place of its image, asked about one of them."""
+    *before, last = [
+        replace(
+            message,
+            parts=tuple(
+                part
+                for one in message.parts
+                for part in (shown if isinstance(one, Media) else (one,))
+            ),
+        )
+        for message in sample.prompt
+    ]
+    request = Text(f"\nAnswer about the {('first', 'second')[place]} image.")
+    return replace(sample, prompt=(*before, replace(last, parts=(*last.parts, request))))
+
+
 def mismatched(given: Given) -> tuple[Sample, ...]:
     """The prompts with the responses of another preference."""
     others = given.other().candidates
@@ -177,6 +220,8 @@ ALTERATIONS: dict[str, Alteration] = {
 
 VIEWS: dict[str, Callable[[Given], tuple[Sample, ...]]] = {
     **{name: altered(change) for name, change in ALTERATIONS.items()},
+    "both": both,
+    "both_swapped": both_swapped,
     "mismatched": mismatched,
     "no_image": no_image,
     "other_image": other_image,

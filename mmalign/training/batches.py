@@ -208,11 +208,9 @@ def build_step(
         try:
             preference = read(row)
             neighbour = partial(read, rows[(place + 1) % len(rows)])
+            drawn = derive(plan.seed, "view", pass_number, row)  # all views: some belong together
             views = {
-                name: view(
-                    name, preference, derive(plan.seed, "view", name, pass_number, row), neighbour
-                )
-                for name in sorted(plan.needs.views)
+                name: view(name, preference, drawn, neighbour) for name in sorted(plan.needs.views)
             }
             _check_aux(preference, plan.needs)
             samples = [*preference.candidates, *(s for view in views.values() for s in view)]

@@ -9,7 +9,7 @@ from PIL import Image
 
 from mmalign.data.views import ALTERATIONS, VIEWS, signal_kept, view
 from mmalign.media import open_image, png
-from mmalign.records import Media, Preference, Sample, Text, media_of, pair
+from mmalign.records import Media, Preference, Sample, Text, media_of, pair, text_of
 
 
 def photo(seed: int = 0) -> Media:
@@ -41,9 +41,17 @@ def test_altered_images_keep_their_size_and_both_sides_share_them(name: str) -> 
     assert (chosen.response, rejected.response) == ((Text("a"),), (Text("b"),))
 
 
+def two_images() -> Preference:
+    """Two right answers, each to its own image, and a wrong one to the first."""
+    asked = [
+        Sample((made.user(photo(i), "What?"),), (Text(answer),)) for i, answer in enumerate("ab")
+    ]
+    return Preference((*asked, Sample(asked[0].prompt, (Text("c"),))), (1.0, 1.0, 0.0))
+
+
 @pytest.mark.parametrize("name", sorted(VIEWS))
 def test_equal_seeds_give_equal_views(name: str) -> None:
-    assert view(name, about(photo()), 3, other) == view(name, about(photo()), 3, other)
+    assert view(name, two_images(), 3, other) == view(name, two_images(), 3, other)
 
 
 @pytest.mark.parametrize("name", ["crop", "noise", "mask"])
@@ -78,10 +86,24 @@ def test_images_leave_come_from_elsewhere_and_change_places() -> None:
     plain = about(photo())
     assert media_of(view("no_image", plain, 0, other)[0].prompt) == ()
     assert media_of(view("other_image", plain, 0, other)[1].prompt) == (photo(1),)
-    asked = [Sample((made.user(photo(i), "What?"),), (Text(str(i)),)) for i in range(3)]
-    three = Preference(tuple(asked), (1.0, 1.0, 0.0))
-    shown = [media_of(sample.prompt)[0] for sample in view("swapped", three, 0, other)]
-    assert shown == [photo(1), photo(0), photo(2)]
+    shown = [media_of(sample.prompt)[0] for sample in view("swapped", two_images(), 0, other)]
+    assert shown == [photo(1), photo(0), photo(0)]
+
+
+def test_both_images_are_seen_together_and_asked_about_one_by_one() -> None:
+    orders = set()
+    for seed in range(8):
+        own, other_own, rest = view("both", two_images(), seed, other)
+        swapped, other_swapped, _ = view("both_swapped", two_images(), seed, other)
+        # Contrasts are between answers in one context.
+        assert own.prompt == other_swapped.prompt != other_own.prompt == swapped.prompt
+        assert rest == two_images().rejected
+        images = media_of(own.prompt)
+        place = images.index(photo(0))
+        assert set(images) == {photo(0), photo(1)}
+        assert text_of(own.prompt[-1].parts).endswith(("first image.", "second image.")[place])
+        orders.add(place)
+    assert orders == {0, 1}
 
 
 def test_mismatched_responses_answer_other_prompts() -> None:
@@ -95,5 +117,9 @@ def test_what_cannot_be_viewed_says_so() -> None:
         view("sepia", about(photo()), 0, other)
     with pytest.raises(ValueError, match="this record's prompt has none"):
         view("crop", made.chat(), 0, other)
+    prompt = (made.user(photo(), photo(1), "What?"),)
+    four = pair(Sample(prompt, (Text("a"),)), Sample(prompt, (Text("b"),)))
+    with pytest.raises(ValueError, match="2 with 4 images: two with one image each"):
+        view("both", four, 0, other)
     with pytest.raises(ValueError, match="that one has none"):
         view("other_image", about(photo()), 0, made.chat)

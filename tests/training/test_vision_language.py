@@ -95,6 +95,13 @@ def test_two_images_start_at_four_times_log_2(
     torch.testing.assert_close(found, torch.full_like(found, 4 * math.log(2)))
 
 
+def test_icvco_costs_five_halves_of_log_2(adapter: VisionLanguageAdapter) -> None:
+    """Two contrasts and two anchors under each of single and both images, weighted 1.75 and 0.75,
+    halved; nothing to distil yet, since no probability exceeds a half."""
+    found = losses(adapter, "icvco()", THREE)
+    torch.testing.assert_close(found, torch.full_like(found, 2.5 * math.log(2)))
+
+
 def test_a_cached_reference_knows_images(adapter: VisionLanguageAdapter, tmp_path: Path) -> None:
     [micro] = step_of(adapter, "dpo()", DATA).micro_batches
     rows = micro.candidates

@@ -34,6 +34,7 @@ from mmalign.adapters.sampling import SeededDraws
 from mmalign.adapters.saving import write_folder, write_weights
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
 from mmalign.adapters.vision_language.features import encode_images, given
+from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.records import Message, Sample, Text
 
 Progress = Callable[[int, int], None]
@@ -109,6 +110,13 @@ class VisionLanguageAdapter:
     def reference_mode(self) -> AbstractContextManager[None]:
         """Inside, `policy` is the model as it was loaded. Raises ValueError without LoRA."""
         return lora.reference_mode(self.policy)
+
+    def spans(self, prompt: tuple[Message, ...]) -> list[ImageSpan]:
+        """Which tokens of the prompt stand for which parts of its images, in the images' order.
+
+        Raises BadSample where the processor's tokens are not laid out as its family's are.
+        """
+        return self.collator.spans(prompt)
 
     def sample(
         self,

@@ -20,6 +20,7 @@ from mmalign.adapters.autoregressive import Tokens, group_by_prompt, pack, row_t
 from mmalign.adapters.protocol import Inputs
 from mmalign.adapters.text.collate import TextCollator, limited
 from mmalign.adapters.text.template import Contents, render_prompt
+from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.adapters.vision_language.positions import Grid, multimodal_positions
 from mmalign.adapters.vision_language.processing import (
     Pixels,
@@ -133,6 +134,25 @@ class VisionLanguageCollator:
                 self._prompts.clear()
             known = self._prompts[key] = self._process(messages)
         return known
+
+    def spans(self, messages: tuple[Message, ...]) -> list[ImageSpan]:
+        """Where the prompt shows its images, each frame of a video being one, in order."""
+        places = torch.tensor(self.prompt(messages).types).nonzero()[:, 0]
+        layout, processor = self.processing.family.layout, self.processing.processor
+        found, begin = [], 0
+        for media in media_of(messages):
+            for name, picture in pictures([media]).items():
+                rectangles = layout(processor, picture.size, self._pixels_of(name, media))
+                own = places[begin : begin + len(rectangles)]
+                real = ~rectangles[:, 0].isnan()
+                found.append(ImageSpan(own[real], rectangles[real], picture.size))
+                begin += len(rectangles)
+        if begin != len(places):
+            raise BadSample(
+                f"{type(processor).__name__} writes {len(places)} image tokens where its settings "
+                f"promise {begin}: its options are not those of its model family"
+            )
+        return found
 
     def _process(self, messages: tuple[Message, ...]) -> Prompt:
         media = media_of(messages)

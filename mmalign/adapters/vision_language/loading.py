@@ -25,16 +25,12 @@ from mmalign.adapters.lora import Lora, add_lora, load_lora
 from mmalign.adapters.text.loading import PRECISIONS, template_of, unavailable, without_dropout
 from mmalign.adapters.vision_language.adapter import VisionLanguageAdapter
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
+from mmalign.adapters.vision_language.families import FAMILIES
 from mmalign.adapters.vision_language.features import backbone
 from mmalign.adapters.vision_language.processing import Processing
 from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.records import PLAIN, Message, Sample, Text
-
-FAMILIES = frozenset({"llava", "qwen2_vl", "qwen2_5_vl"})
-"""Model types whose results are tested against the library's own. Others may need more than is
-passed here (masks that look both ways within an image, say), which no check at loading would
-show."""
 
 TOWERS = ("vision_tower", "vision_model", "visual")
 PROJECTORS = ("multi_modal_projector", "connector")
@@ -106,7 +102,7 @@ def load_vision_language(
         max_length = getattr(text, "max_position_embeddings", None)
     abilities = examine(lm)
     collator = VisionLanguageCollator(
-        Processing(processor),
+        Processing(processor, FAMILIES[kind]),
         max_length=max_length,
         truncate=truncate,
         packed=abilities.packed,

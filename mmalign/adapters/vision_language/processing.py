@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from mmalign.adapters.vision_language.families import Family
 from mmalign.errors import BadSample
 from mmalign.media import frames, open_image
 from mmalign.records import Media, Part, Text
@@ -39,9 +40,11 @@ class Processed:
 class Processing:
     """Prompts and images as the model reads them. Travels to data workers."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, family: Family) -> None:
         self.processor = processor
+        self.family = family
         self.placeholder = str(processor.image_token)
+        self.image_id = processor.tokenizer.convert_tokens_to_ids(self.placeholder)
         self.image_ids = frozenset(image_token_ids(processor))
 
     def chat_parts(self, parts: Sequence[Part]) -> list[dict[str, str]]:
@@ -79,7 +82,7 @@ class Processing:
         ids = found["input_ids"][0].tolist()
         return Processed(
             tuple(ids),
-            tuple(int(token in self.image_ids) for token in ids),
+            tuple(int(token == self.image_id) for token in ids),
             {name: value for name, value in found.items() if name not in TEXT_SIDE},
         )
 
