@@ -178,12 +178,12 @@ def _cache(
             "a cache cannot know streamed data, or other views of the data, beforehand",
             hint="use --reference copy",
         )
-    if not lora and adapter.seeded and passes > max(1, plan.noise_cycle):
+    if not lora and adapter.seeded and passes > 1 and not plan.noise_cycle:
         raise UserError(
             f"{passes:.2g} passes over the data draw new timesteps and noise each, which a cache "
             "made before training cannot know",
-            hint="use --reference copy, train a LoRA, train for one epoch, or let the noises repeat "
-            "(--noise-cycle 1)",
+            hint="use --reference copy, train a LoRA, train for one epoch, or let the noises "
+            "repeat (--noise-cycle 1)",
         )
     digest = weights_digest(adapter.policy, trained=not lora)
     scope = f"{digest} {adapter.fingerprint}"

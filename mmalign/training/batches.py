@@ -93,7 +93,7 @@ class Plan:
     noise_cycle: int = 0
 
     def row_seed(self, pass_number: int, row: int) -> int:
-        """Of the timesteps and noises of a record; with a cycle they repeat after so many passes."""
+        """Of a record's timesteps and noises, which with a cycle repeat after so many passes."""
         turn = pass_number % self.noise_cycle if self.noise_cycle else pass_number
         return derive(self.seed, "row", turn, row)
 
