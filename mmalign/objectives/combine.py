@@ -324,6 +324,8 @@ def _rescored(entry: Entry, call: Call, inner: Piece) -> Piece:
         return inner.function(*(change(a) if isinstance(a, LogProbs) else a for a in arguments))
 
     needs = inner.needs | _needs(entry, call.options)
+    if entry.drops_reference:
+        needs = replace(needs, reference=False)
     return replace(inner, text=str(call), function=function, needs=needs)
 
 

@@ -104,12 +104,19 @@ def paper(entry: Entry) -> str:
 
 def markdown() -> str:
     """The text of docs/objectives.md."""
+    from mmalign.objectives import trl
+    from mmalign.objectives.plots import PICTURES
     from mmalign.objectives.table import TABLE
 
     lines = [HEAD]
     for name, entry in TABLE.items():
         cells = [f"`{signature(name)}`", entry.formula.replace("|", "\\|"), kind(entry)]
         lines.append("| " + " | ".join([*cells, needs(name), paper(entry)]) + " |")
+    lines += ["", SHAPES, ""]
+    lines += [
+        f"![{title}: loss and slope](images/{file}.svg)" for file, (title, _) in PICTURES.items()
+    ]
+    lines += ["", trl.section(), "", "## One by one"]
     for name, entry in TABLE.items():
         lines += ["", f"### {name}", "", "```", f"{signature(name)}", ""]
         lines += [inspect.getdoc(entry.function) or "", "```"]
@@ -129,6 +136,13 @@ lists; l the wrapped loss and l' the same with the pair flipped; c = +1 or -1 a 
 
 | spec with defaults | formula | kind | needs | paper |
 |---|---|---|---|---|"""
+
+
+SHAPES = """## Loss and slope over the margin
+
+Written by `python -m mmalign.objectives.plots docs/images`. A margin of h nats: the best candidate
+gained h/2 on the reference, the worst lost h/2, everything else stays where the reference is;
+responses have 20 tokens."""
 
 
 def _table(entries: dict[str, Entry]) -> object:

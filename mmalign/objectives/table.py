@@ -36,6 +36,8 @@ class Entry:
     spellings of the options into ours. sorts: the rows of the result are not those of the batch.
     rows: a wrapper that weighs rows, so that it cannot go around an objective that sorts. flips: a
     wrapper that also takes the loss of the flipped pair, which a one_way objective must not meet.
+    drops_reference: a change of score after which no reference is needed. example: a spec, where
+    some option has no default. width: candidates of a preference that it takes.
     """
 
     function: Callable[..., Any]
@@ -50,6 +52,13 @@ class Entry:
     rows: bool = False
     flips: bool = False
     one_way: bool = False
+    drops_reference: bool = False
+    example: str = ""
+    width: int = 2
+
+    def spec(self, name: str) -> str:
+        """An example of the objective, with the default options where there are some."""
+        return self.example or (f"{name}(dpo())" if self.around else f"{name}()")
 
 
 def ipo_options(given: Mapping[str, Constant]) -> dict[str, Constant]:
@@ -94,7 +103,10 @@ TABLE: dict[str, Entry] = {
     "interpolated_dpo": Entry(
         P.interpolated_dpo, "pair", "sp(-beta (ds - gamma dr))", "2305.18290", REF
     ),
-    "ipo": Entry(P.ipo, "pair", "(h - 1/(2 tau))^2", "2310.12036", REF, accept=ipo_options),
+    "ipo": Entry(
+        P.ipo, "pair", "(h - 1/(2 tau))^2", "2310.12036", REF, accept=ipo_options,
+        example="ipo(tau=0.1, average=True)",
+    ),
     "hinge": Entry(P.hinge, "pair", "max(0, 1 - beta h)", "2309.06657", REF),
     "exo": Entry(P.exo, "pair", "KL(sigmoid(beta h) || 1-eps)", "2402.00856", REF),
     "discopop": Entry(P.discopop, "pair", "mixture of sp(-m) and e^-m", "2406.08414", REF),
@@ -148,31 +160,35 @@ TABLE: dict[str, Entry] = {
     ),
     # graded lists
     "plackett_luce": Entry(
-        R.plackett_luce, "list", "sum_i [logsumexp_(j >= i) z_j - z_i]", "2305.18290", REF
+        R.plackett_luce, "list", "sum_i [logsumexp_(j >= i) z_j - z_i]", "2305.18290", REF, width=3
     ),
     "lambda_ranking": Entry(
-        R.lambda_ranking, "list", "sum_(i > j) lambda_ij sp(-(z_i - z_j))", "2410.12854", REF
+        R.lambda_ranking, "list", "sum_(i > j) lambda_ij sp(-(z_i - z_j))", "2410.12854", REF,
+        width=3,
     ),
-    "infonca": Entry(R.infonca, "list", "-sum_i q_i log softmax(z)_i", "2402.05369", REF),
+    "infonca": Entry(R.infonca, "list", "-sum_i q_i log softmax(z)_i", "2402.05369", REF, width=3),
     "nca_list": Entry(
-        R.nca_list, "list", "sum_i [q_i sp(-z_i) + sp(z_i)/k]", "2402.05369", REF
+        R.nca_list, "list", "sum_i [q_i sp(-z_i) + sp(z_i)/k]", "2402.05369", REF, width=3
     ),
-    "exo_list": Entry(R.exo_list, "list", "KL(softmax(z) || q)", "2402.00856", REF),
+    "exo_list": Entry(R.exo_list, "list", "KL(softmax(z) || q)", "2402.00856", REF, width=3),
     "all_pairs": Entry(
-        R.all_pairs, "list", "mean over pairs of a list", "2410.12854", around="pair", rows=True
+        R.all_pairs, "list", "mean over pairs of a list", "2410.12854", around="pair", rows=True,
+        width=3,
     ),
     "best_worst": Entry(
-        R.best_worst, "list", "best against worst of a list", "-", around="pair", rows=True
+        R.best_worst, "list", "best against worst of a list", "-", around="pair", rows=True, width=3
     ),
     # the chosen response alone
     "nll": Entry(A.nll, "anchor", "-log pi(y_w)", "-"),
     "chosen_anchor": Entry(A.chosen_anchor, "anchor", "sp(delta - beta D_w)", "2406.11839", REF),
     # wrappers for labels
     "robust": Entry(
-        W.robust, "pair", "((1-eps) l - eps l') / (1-2eps)", "2403.00409", around="pair", flips=True
+        W.robust, "pair", "((1-eps) l - eps l') / (1-2eps)", "2403.00409", around="pair",
+        flips=True, example="robust(dpo(), flip_rate=0.2)",
     ),
     "smooth": Entry(
-        W.smooth, "pair", "(1-eps) l + eps l'", "Mitchell 2023", around="pair", flips=True
+        W.smooth, "pair", "(1-eps) l + eps l'", "Mitchell 2023", around="pair", flips=True,
+        example="smooth(dpo(), rate=0.2)",
     ),
     "soft": Entry(
         W.soft, "pair", "q l + (1-q) l'", "2403.00409", W.soft_needs, around="pair", rows=True,
@@ -196,6 +212,7 @@ TABLE: dict[str, Entry] = {
         "2310.03708",
         W.multi_objective_needs,
         around="pair",
+        example="multi_objective(dpo(), weight=0.5, margins='safety')",
     ),
     "logic": Entry(
         logics.logic,
@@ -204,6 +221,7 @@ TABLE: dict[str, Entry] = {
         "2412.17696",
         logics.logic_needs,
         accept=logics.logic_options,
+        example="logic(loss='cCPO')",
     ),
     "wpo": Entry(
         T.wpo, "pair", "W(y_w) W(y_l) l", "2406.11827",
@@ -214,14 +232,21 @@ TABLE: dict[str, Entry] = {
     "weighted": Entry(
         T.weighted, "score", "sum_t w_t log p_t (/ sum_t w_t)", "2312.00849", TOKENS, around="any"
     ),
+    "reference_free": Entry(
+        T.reference_free, "score", "log ref = 0", "2401.08417", around="any", drops_reference=True
+    ),
     "clipped": Entry(
         T.clipped, "score", "pi/ref clipped to 1 +- eps", "2311.13231", REF, around="any"
     ),
     # cells: candidates in several views
     "contrast": Entry(
-        C.contrast, "batch", "l(cell, cell')", "2406.11839", C.contrast_needs, around="pair"
+        C.contrast, "batch", "l(cell, cell')", "2406.11839", C.contrast_needs, around="pair",
+        example="contrast(dpo(), worse='chosen@crop')",
     ),
-    "at": Entry(C.at, "batch", "anchor of another cell", "2506.11712", C.at_needs, around="anchor"),
+    "at": Entry(
+        C.at, "batch", "anchor of another cell", "2506.11712", C.at_needs, around="anchor",
+        example="at(chosen_anchor(), cell='rejected')",
+    ),
     "guided": Entry(
         C.guided, "batch", "l at g log pi - (g-1) log pi(view)", "2411.02712", C.guided_needs,
         around="pair",
@@ -240,11 +265,16 @@ TABLE: dict[str, Entry] = {
     "mpo": Entry(S.mpo, "preset", "0.8 dpo + 0.2 bco_pair + nll", "2411.10442"),
     "mapo": Entry(S.mapo, "preset", "error + beta denoising_odds", "2406.06424"),
     "ddpo": Entry(S.ddpo, "preset", "weighted(dpo)", "2312.00849"),
-    "modpo": Entry(S.modpo, "preset", "multi_objective(dpo)", "2310.03708"),
+    "modpo": Entry(
+        S.modpo, "preset", "multi_objective(dpo)", "2310.03708",
+        example="modpo(weight=0.5, margins='safety')",
+    ),
     "mm_dpo": Entry(S.mm_dpo, "preset", "dynamic_beta(dpo) + nll", "2502.10391"),
-    "triple_po": Entry(S.triple_po, "preset", "contrastive + alpha nll(gold)", "2405.16681"),
+    "triple_po": Entry(
+        S.triple_po, "preset", "contrastive + alpha nll(gold)", "2405.16681", width=3
+    ),
     "mdpo": Entry(S.mdpo, "preset", "dpo + contrast(crop) + chosen_anchor", "2406.11839"),
     "svco": Entry(S.svco, "preset", "four contrasts of images", "2502.13928"),
     "icvco": Entry(S.icvco, "preset", "contrasts of answers + distillation", "2605.31312"),
-    "symmpo": Entry(S.symmpo, "preset", "contrasts of answers + anchors", "2506.11712"),
+    "symmpo": Entry(S.symmpo, "preset", "contrasts of answers + anchors", "2506.11712", width=3),
 }  # fmt: skip

@@ -49,6 +49,18 @@ def averaged(response: LogProbs) -> LogProbs:
     )
 
 
+def reference_free(response: LogProbs) -> LogProbs:
+    """The policy's log-probabilities in the place of log-ratios: no reference is computed.
+
+    As CPO does with DPO's loss (arXiv:2401.08417): reference_free(dpo()) is contrastive(), and
+    reference_free(ipo(beta=0.1)) what TRL's CPO calls "ipo".
+    """
+    tokens = response.tokens
+    if tokens is not None:
+        tokens = replace(tokens, reference=torch.zeros_like(tokens.policy))
+    return replace(response, reference=torch.zeros_like(response.policy), tokens=tokens)
+
+
 def clipped(
     response: LogProbs, *, epsilon: Annotated[float, Range(above=0, below=1)] = 0.1
 ) -> LogProbs:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mmalign.objectives.scores import Batch, LogProbs, TokenLogProbs
+from mmalign.objectives.table import TABLE
 
 
 def numbers(*values: float) -> Tensor:
@@ -90,36 +91,4 @@ def random_batch(rows: int = 4, width: int = 2, seed: int = 0) -> Batch:
     return Batch(random_log_probs((rows, width), seed), grades, views)
 
 
-WITH_DEFAULTS = [
-    "dpo", "cdpo", "interpolated_dpo", "hinge", "exo", "discopop", "f_dpo", "aot",
-    "aot_unpaired", "dpop", "r_dpo", "odpo", "ln_dpo", "simpo", "contrastive", "slic",
-    "odds_ratio", "denoising_odds", "nca", "sppo", "apo_zero", "apo_down", "bco_pair",
-    "critical_token_dpo", "ld_dpo", "kto", "bco", "apo_zero_unpaired", "plackett_luce",
-    "lambda_ranking", "infonca", "nca_list", "exo_list", "nll", "chosen_anchor",
-    "equal_margins", "cpo", "orpo", "rpo", "mpo", "mapo", "ddpo", "mdpo", "svco", "symmpo",
-    "distilled_margins", "icvco", "mm_dpo", "triple_po",
-]  # fmt: skip
-
-# One spec per objective; a test holds that none is missing.
-EXAMPLES = {
-    "logic": "logic(loss='cCPO')",
-    "ipo": "ipo(tau=0.1, average=True)",
-    "robust": "robust(dpo(), flip_rate=0.2)",
-    "smooth": "smooth(dpo(), rate=0.2)",
-    "soft": "soft(dpo())",
-    "importance": "importance(dpo())",
-    "dynamic_beta": "dynamic_beta(dpo())",
-    "em": "em(dpo(), eta=0.9)",
-    "multi_objective": "multi_objective(dpo(), weight=0.5, margins='safety')",
-    "modpo": "modpo(weight=0.5, margins='safety')",
-    "wpo": "wpo(dpo())",
-    "all_pairs": "all_pairs(dpo())",
-    "best_worst": "best_worst(dpo())",
-    "averaged": "averaged(dpo())",
-    "weighted": "weighted(dpo(), average=True)",
-    "clipped": "clipped(dpo())",
-    "contrast": "contrast(dpo(), worse='chosen@crop')",
-    "at": "at(chosen_anchor(), cell='rejected')",
-    "guided": "guided(dpo())",
-    **{name: f"{name}()" for name in WITH_DEFAULTS},
-}
+EXAMPLES = {name: entry.spec(name) for name, entry in TABLE.items()}

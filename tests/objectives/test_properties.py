@@ -50,10 +50,6 @@ def changed(batch: Batch, change: object) -> Batch:
     return replace(batch, candidates=batch.candidates.map(change), views=views)
 
 
-def test_every_objective_has_an_example() -> None:
-    assert set(EXAMPLES) == set(TABLE)
-
-
 # wpo and em hold their weights constant, on purpose: their gradients are tested below.
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"em", "wpo"}))
 def test_gradients_are_those_of_finite_differences(name: str) -> None:

@@ -16,35 +16,9 @@ from objectives.given import log_probs
 from torch import Tensor
 
 from mmalign.objectives import Batch, LogProbs, TokenLogProbs, objective
+from mmalign.objectives.trl import CPO, DPO, KTO, ORPO, TPO
 
 ROWS, WIDTH = 4, 6
-DPO = {
-    "dpo(beta=0.3)": {"loss_types": ["sigmoid"]},
-    "hinge(beta=0.3)": {"loss_types": ["hinge"]},
-    "ipo(beta=0.3)": {"loss_types": ["ipo"]},
-    "exo(beta=0.3, label_smoothing=0.1)": {"loss_types": ["exo_pair"], "label_smoothing": 0.1},
-    "nca(beta=0.3)": {"loss_types": ["nca_pair"]},
-    "robust(dpo(beta=0.3), flip_rate=0.1)": {"loss_types": ["robust"], "label_smoothing": 0.1},
-    "bco_pair(beta=0.3, baseline='zero')": {"loss_types": ["bco_pair"]},
-    "sppo(beta=0.3)": {"loss_types": ["sppo_hard"]},
-    "aot(beta=0.3)": {"loss_types": ["aot"]},
-    "smooth(aot(beta=0.3), rate=0.1)": {"loss_types": ["aot"], "label_smoothing": 0.1},
-    "aot_unpaired(beta=0.3)": {"loss_types": ["aot_unpaired"]},
-    "apo_zero(beta=0.3)": {"loss_types": ["apo_zero"]},
-    "apo_down(beta=0.3)": {"loss_types": ["apo_down"]},
-    "discopop(beta=0.3, tau=0.5)": {"loss_types": ["discopop"]},
-    "ln_dpo(beta=0.3)": {"loss_types": ["sigmoid_norm"]},
-    "nll(reduction='tokens')": {"loss_types": ["sft"]},
-    "f_dpo(beta=0.3, divergence='forward_kl')": {"f_divergence_type": "forward_kl"},
-    "f_dpo(beta=0.3, divergence='js')": {"f_divergence_type": "js_divergence"},
-    "f_dpo(beta=0.3, divergence='alpha', alpha=0.5)": {"f_divergence_type": "alpha_divergence"},
-    "ld_dpo(beta=0.3, alpha=0.5)": {"ld_alpha": 0.5},
-    "wpo(dpo(beta=0.3), clamp=False)": {"use_weighting": True},
-    "0.8*dpo(beta=0.3) + 0.2*bco_pair(beta=0.3) + nll(reduction='tokens')": {
-        "loss_types": ["sigmoid", "bco_pair", "sft"],
-        "loss_weights": [0.8, 0.2, 1.0],
-    },
-}
 
 
 class Untrained(torch.nn.Module):
@@ -96,9 +70,8 @@ def trl_loss(options: dict[str, Any], policy: Tensor) -> Tensor:
         _metrics={"eval": defaultdict(list)},
         _total_train_tokens=0,
         beta=0.3,
-        f_alpha_divergence_coef=0.5,
+        loss_types=options.get("loss_type", ["sigmoid"]),
         **{
-            "loss_types": ["sigmoid"],
             "loss_weights": [1.0],
             "label_smoothing": 0.0,
             "ld_alpha": None,
@@ -147,58 +120,140 @@ def test_pairs_as_in_trl(spec: str) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-def means() -> tuple[LogProbs, LogProbs]:
-    generator = torch.Generator().manual_seed(0)
-    chosen, rejected = (
-        -3 * torch.rand(ROWS, dtype=torch.float64, generator=generator) for _ in "wl"
-    )
-    return log_probs(chosen.requires_grad_(), chosen), log_probs(
-        rejected.requires_grad_(), rejected
-    )
+def test_label_smoothing_of_trls_sigmoid_is_ignored() -> None:
+    options = {"loss_type": ["sigmoid"], "label_smoothing": 0.1}
+    policy = given()["policy"]
+    torch.testing.assert_close(trl_loss(options, policy), our_loss("dpo(beta=0.3)", policy))
+    assert (our_loss("cdpo(beta=0.3, label_smoothing=0.1)", policy) - trl_loss(options, policy)) > 0
 
 
-CPO = {
-    "contrastive(beta=0.3)": {"loss_type": "sigmoid"},
-    "smooth(contrastive(beta=0.3), rate=0.1)": {"loss_type": "sigmoid", "label_smoothing": 0.1},
-    "simpo(beta=0.3, gamma=0.5)": {"loss_type": "simpo"},
-    "simpo(beta=0.3, gamma=0.5, alpha=0.25)": {"loss_type": "simpo", "alpha": 0.25},
-}
+# ---- the trainers that compute log-probabilities themselves are given logits
+
+
+VOCABULARY = 5
+
+
+def logits(branches: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Random logits (branches b, t + 1, v), token ids (branches b, t + 1) and lengths, float64; the
+    first token is the prompt's."""
+    generator = torch.Generator().manual_seed(1)
+    rows = branches * ROWS
+    ids = torch.randint(VOCABULARY, (rows, WIDTH + 1), generator=generator)
+    lengths = torch.randint(2, WIDTH + 1, (rows,), generator=generator)
+    shape = (rows, WIDTH + 1, VOCABULARY)
+    return torch.randn(shape, generator=generator, dtype=torch.float64), ids, lengths
+
+
+def candidates(scores: Tensor, ids: Tensor, lengths: Tensor, order: list[int]) -> Batch:
+    """Preferences of the branches in this order, best first."""
+    each = scores[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    mask = torch.arange(WIDTH) < lengths[:, None]
+    sums = torch.where(mask, each, 0.0).sum(1).view(-1, ROWS)[order].T
+    length = lengths.view(-1, ROWS)[order].T
+    grades = torch.arange(len(order), 0, -1).double().expand(ROWS, -1)
+    return Batch(log_probs(sums, torch.full_like(sums, torch.nan), length), grades)
+
+
+def agree(ours: Tensor, theirs: Tensor, scores: Tensor, within: float = 1e-9) -> None:
+    """Values and gradients."""
+    found = [
+        (loss.detach().double(), *torch.autograd.grad(loss, scores)) for loss in (ours, theirs)
+    ]
+    torch.testing.assert_close(*found, rtol=within, atol=within)
+
+
+def as_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def sides(ids: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    """A batch of pairs as CPO's and ORPO's collator makes it."""
+    mask = torch.arange(WIDTH + 1) <= lengths[:, None]
+    labels = ids.where(mask & (torch.arange(WIDTH + 1) > 0), -100)
+    columns = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+    return {
+        f"{side}_{name}": column.view(2, ROWS, -1)[i]
+        for i, side in enumerate(("chosen", "rejected"))
+        for name, column in columns.items()
+    }
+
+
+def pairwise_trainer(trainer: Any, **options: Any) -> Any:
+    """What the two trainers' loss reads of themselves."""
+    stub = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", gather_for_metrics=as_is),
+        beta=0.3,
+        is_encoder_decoder=False,
+        aux_loss_enabled=False,
+        pad_token_id=0,
+        padding_value=0,
+        concatenated_inputs=trainer.concatenated_inputs,
+        get_batch_logps=trainer.get_batch_logps,
+        **options,
+    )
+    for name in ("concatenated_forward", "cpo_loss", "odds_ratio_loss"):
+        if hasattr(trainer, name):
+            setattr(stub, name, getattr(trainer, name).__get__(stub))
+    return stub
+
+
+def pairwise_loss(trainer: Any, options: dict[str, Any]) -> tuple[Batch, Tensor, Tensor]:
+    """The batch for us, the trainer's loss and the logits that both come from."""
+    scores, ids, lengths = logits(2)
+    scores.requires_grad_()
+    stub = pairwise_trainer(trainer, **options)
+    model = lambda *_, **__: SimpleNamespace(logits=scores)  # noqa: E731 - a model in a line
+    loss = trainer.get_batch_loss_metrics(stub, model, sides(ids, lengths))[0]
+    return candidates(scores, ids, lengths, [0, 1]), loss, scores
 
 
 @pytest.mark.parametrize("spec", CPO)
 @pytest.mark.filterwarnings("ignore")
-def test_reference_free_pairs_as_in_trl(spec: str) -> None:
+def test_cpo_as_in_trl(spec: str) -> None:
     from trl.experimental.cpo import CPOTrainer
 
-    trainer = SimpleNamespace(
-        beta=0.3,
-        simpo_gamma=0.5,
-        accelerator=SimpleNamespace(device="cpu"),
-        **{"alpha": 0.0, "label_smoothing": 0.0, **CPO[spec]},
-    )
-    pair = means()
-    policies = [side.policy for side in pair]
-    theirs = CPOTrainer.cpo_loss(trainer, *policies)[0]
-    ours = objective(spec)(*pair)
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    gradients = [torch.autograd.grad(loss.sum(), policies) for loss in (ours, theirs)]
-    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+    usual = {"loss_type": "sigmoid", "alpha": 0.0, "label_smoothing": 0.0}
+    batch, theirs, scores = pairwise_loss(CPOTrainer, {**usual, **CPO[spec]})
+    agree(objective(spec).loss(batch).mean(), theirs, scores)
 
 
+@pytest.mark.parametrize("spec", ORPO)
 @pytest.mark.filterwarnings("ignore")
-def test_odds_ratio_as_in_trl() -> None:
+def test_orpo_as_in_trl(spec: str) -> None:
     from trl.experimental.orpo import ORPOTrainer
 
-    trainer = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
-    pair = means()
-    policies = [side.policy for side in pair]
-    theirs = -ORPOTrainer.odds_ratio_loss(trainer, *policies)[0]
-    ours = objective("0.3*odds_ratio()")(*pair)
-    torch.testing.assert_close(ours.float(), theirs, rtol=1e-6, atol=1e-6)
+    batch, theirs, scores = pairwise_loss(ORPOTrainer, dict(ORPO[spec]))
+    agree(objective(spec).loss(batch).mean(), theirs, scores, within=1e-6)
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.5, 0.7)])
-def test_kto_as_in_trl(weights: tuple[float, float]) -> None:
+@pytest.mark.parametrize("spec", TPO)
+@pytest.mark.filterwarnings("ignore")
+def test_triple_preferences_as_in_trl(spec: str) -> None:
+    from trl.experimental.tpo import TPOTrainer
+
+    scores, ids, lengths = logits(3)
+    scores.requires_grad_()
+    trainer = SimpleNamespace(
+        model=Untrained().eval(),
+        accelerator=SimpleNamespace(gather_for_metrics=as_is, gather=as_is),
+        aux_loss_enabled=False,
+        _metrics={"eval": defaultdict(list)},
+        _total_train_tokens=0,
+        beta=0.3,
+        label_smoothing=0.0,
+        **{"loss_type": "sigmoid", "tpo_alpha": 1.0, **TPO[spec]},
+    )
+    mask = (torch.arange(WIDTH + 1) <= lengths[:, None]).long()
+    completion = mask * (torch.arange(WIDTH + 1) > 0)
+    inputs = {"input_ids": ids, "attention_mask": mask, "completion_mask": completion}
+    model = lambda **_: SimpleNamespace(logits=scores)  # noqa: E731 - a model in a line
+    theirs = TPOTrainer._compute_loss(trainer, model, inputs, False)
+    batch = candidates(scores, ids, lengths, [2, 0, 1])  # gold, chosen, rejected
+    agree(objective(spec).loss(batch).mean(), theirs, scores)
+
+
+@pytest.mark.parametrize("spec", KTO)
+def test_kto_as_in_trl(spec: str) -> None:
     from trl import KTOTrainer
 
     data = given()
@@ -223,14 +278,12 @@ def test_kto_as_in_trl(weights: tuple[float, float]) -> None:
         ),
         aux_loss_enabled=False,
         precompute_ref_logps=False,
-        calculate_KL=True,
-        loss_type="kto",
+        calculate_KL=KTO[spec]["loss_type"] == "kto",
         args=SimpleNamespace(gradient_checkpointing=False, gradient_checkpointing_kwargs=None),
         _metrics={"eval": defaultdict(list)},
         _total_train_tokens=0,
         beta=0.3,
-        desirable_weight=weights[0],
-        undesirable_weight=weights[1],
+        **{"desirable_weight": 1.0, "undesirable_weight": 1.0, **KTO[spec]},
     )
     completion = torch.cat([torch.zeros(2 * ROWS, 1), data["mask"]], dim=1).long()
     inputs = {
@@ -244,7 +297,6 @@ def test_kto_as_in_trl(weights: tuple[float, float]) -> None:
     column = log_probs(policy.sum(1)[:, None], reference.sum(1)[:, None])
     view = log_probs(mismatched["policy"][:, None], mismatched["reference"][:, None])
     batch = Batch(column, label[:, None].float(), {"mismatched": view})
-    spec = f"kto(beta=0.3, desirable={weights[0]}, undesirable={weights[1]})"
     ours = objective(spec).loss(batch).mean()
     found = [(loss.detach(), *torch.autograd.grad(loss, policy)) for loss in (ours, theirs)]
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
