@@ -81,6 +81,8 @@ class DataOptions:
         held_out: Share of the prompts that are held out; 0 holds out none.
         streaming: Read the data in order while training, without an index; needs --steps, and
             takes nothing from the data for evaluation.
+        ties: Pairs that were liked alike: drop leaves them out; half counts them as half a
+            preference each way, for objectives of pairs.
     """
 
     data: str
@@ -89,6 +91,7 @@ class DataOptions:
     eval_data: str | None = None
     held_out: float = 0.05
     streaming: bool = False
+    ties: Literal["drop", "half"] = "drop"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,20 @@ class Streamed:
     """A stream that can be read again and hands out unreadable records as errors."""
 
     stream: PreferenceStream
+    ties: bool
 
     def __iter__(self) -> Iterator[Preference | RecordError]:
-        return (record for _, record in self.stream.checked())
+        for _, record in self.stream.checked():
+            if self.ties or isinstance(record, RecordError) or not is_tie(record):
+                yield record
 
     def describe(self) -> str:
         return self.stream.describe()
+
+
+def is_tie(preference: Preference) -> bool:
+    """Whether all candidates were liked alike."""
+    return len(preference.grades) > 1 and preference.grades[0] == preference.grades[-1]
 
 
 def read_preferences(
@@ -39,11 +47,12 @@ def read_preferences(
     """
     names = parse_columns(options.columns)
     data, split, eval_data = options.data, options.split, options.eval_data
-    evaluation = _open(eval_data, out, None, names, media) if eval_data else None
+    ties = options.ties == "half"
+    evaluation = _open(eval_data, out, None, names, media, ties) if eval_data else None
     if options.streaming:
         stream = open_dataset(data, split=split, columns=names, streaming=True)
-        return Streamed(stream), evaluation if evaluation is not None else ()
-    preferences = _open(data, out, split, names, media)
+        return Streamed(stream, ties), evaluation if evaluation is not None else ()
+    preferences = _open(data, out, split, names, media, ties)
     if evaluation is not None:
         return preferences, evaluation
     if options.held_out <= 0:
@@ -52,7 +61,12 @@ def read_preferences(
 
 
 def _open(
-    where: str, out: Path, split: str | None, names: dict[str, str | None], media: bool
+    where: str,
+    out: Path,
+    split: str | None,
+    names: dict[str, str | None],
+    media: bool,
+    ties: bool,
 ) -> Preferences:
     preferences = open_dataset(where, split=split, columns=names)
     if preferences.has_media and not media:
@@ -61,8 +75,12 @@ def _open(
             hint="leave the column out with --columns images=, or align a model that sees",
         )
     quarantine = Quarantine(out / "unreadable.jsonl")
-    readable = preferences.usable(quarantine)
+    readable = preferences.usable(quarantine, lambda found: ties or not is_tie(found))
     if len(quarantine):
         console.print(f"{len(quarantine)} of {len(preferences)} records of {where} cannot be read")
         console.print(f"and are left out; {quarantine.path} says why.")
+    if tied := len(preferences) - len(quarantine) - len(readable):
+        console.print(f"{tied} ties of {where} are left out; --ties half counts them each way.")
+    if not len(readable):
+        raise UserError(f"no record of {where} can be used", hint="the messages above say why")
     return readable

@@ -137,9 +137,12 @@ class Preferences(_Records[Preference]):
     pickled, so that worker processes may read.
     """
 
-    def usable(self, quarantine: Quarantine) -> Preferences:
-        """Those that can be read, found by reading all once; the others go to quarantine."""
-        good = {row for row, _ in self.readable(quarantine)}
+    def usable(
+        self, quarantine: Quarantine, wanted: Callable[[Preference], bool] = lambda _: True
+    ) -> Preferences:
+        """Those that can be read and are wanted, found by reading all once; those that cannot be
+        read go to quarantine."""
+        good = {row for row, preference in self.readable(quarantine) if wanted(preference)}
         places = [i for i in range(len(self)) if self._row_number(i) in good]
         return self if len(places) == len(self) else self.select(places)
 

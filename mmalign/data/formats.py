@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from mmalign.data import layout, trl, vision
+from mmalign.data import generation, layout, trl, vision
 from mmalign.data.errors import DatasetError
 from mmalign.data.fields import Row
 from mmalign.records import Message, Preference
@@ -28,6 +28,7 @@ class Format:
     read_prompt: the prompt alone; needed only where a row may have no responses.
     media: columns that may hold images or videos.
     per_row: how many preferences a row holds; `read` finds in row[PART] which one is meant.
+    group_by: rows with equal values in this column are one preference; `read` gets lists of values.
     """
 
     about: str
@@ -36,6 +37,7 @@ class Format:
     read_prompt: ReadPrompt | None = None
     media: tuple[str, ...] = ("images", "image", "videos")
     per_row: int = 1
+    group_by: str | None = None
 
     def prompt(self, row: Row, root: Path | None) -> tuple[Message, ...]:
         """The prompt of a row. Raises FieldError."""
@@ -114,6 +116,87 @@ FORMATS: dict[str, Format] = {
         (("messages", "rejected_response"), ("messages", "rejected_images")),
         vision.ms_swift,
         media=("images", "rejected_images"),
+    ),
+    "pick-a-pic": Format(
+        "Pick-a-Pic: two images and who was picked",
+        (("caption", "jpg_0", "jpg_1", "label_0", "label_1"),),
+        generation.pick_a_pic,
+        media=("jpg_0", "jpg_1"),
+    ),
+    "hpd-v2": Format(
+        "HPD v2, training: two images",
+        (("prompt", "file_path", "human_preference"),),
+        generation.hpd_v2,
+        media=("file_path",),
+    ),
+    "hpd-v2-test": Format(
+        "HPD v2, test: ranked images",
+        (("prompt", "image_path", "rank", "raw_annotations"),),
+        generation.hpd_v2_ranked,
+        media=("image_path",),
+    ),
+    "hpd-v3": Format(
+        "HPD v3: the better image first",
+        (("prompt", "path1", "path2"),),
+        generation.hpd_v3,
+        media=("path1", "path2"),
+    ),
+    "image-reward": Format(
+        "ImageReward: ranked images",
+        (("prompt", "generations", "ranking"),),
+        generation.image_reward,
+        media=("generations",),
+    ),
+    "image-reward-db": Format(
+        "ImageRewardDB: one row an image",
+        (("prompt", "prompt_id", "image", "rank"), ("prompt", "prompt_id", "image_path", "rank")),
+        generation.image_reward_db,
+        media=("image", "image_path"),
+        group_by="prompt_id",
+    ),
+    "video-feedback": Format(
+        "VideoFeedback: one row a rated video",
+        (("text prompt", "video link", *generation.VIDEO_RATINGS),),
+        generation.video_feedback,
+        media=("video link",),
+        group_by="text prompt",
+    ),
+    "video-dpo": Format(
+        "VideoDPO: the better video first",
+        (("frame_caption", "video1", "video2"),),
+        generation.video_dpo,
+        media=("video1", "video2"),
+    ),
+    "video-align": Format(
+        "VideoAlign, VideoGen-RewardBench: verdicts on two videos",
+        (("prompt", "path_A", "path_B", *generation.VIDEO_VERDICTS),),
+        generation.video_align,
+        media=("path_A", "path_B"),
+    ),
+    "votes": Format(
+        "votes about two files",
+        (
+            ("prompt", "image_a", "image_b", "winner"),
+            ("prompt", "video_a", "video_b", "winner"),
+        ),
+        generation.votes,
+        media=("image_a", "image_b", "video_a", "video_b"),
+    ),
+    "chosen-media": Format(
+        "a better and a worse file",
+        (
+            ("prompt", "chosen_image", "rejected_image"),
+            ("prompt", "chosen_video", "rejected_video"),
+        ),
+        generation.chosen_media,
+        media=("chosen_image", "rejected_image", "chosen_video", "rejected_video"),
+    ),
+    "scored": Format(
+        "files with scores",
+        (("prompt", "image", "score"), ("prompt", "video", "score")),
+        generation.scored,
+        media=("image", "video"),
+        group_by="prompt",
     ),
 }
 

@@ -16,6 +16,7 @@ from mmalign.data.dataset import Preferences, PreferenceStream, Prompts, Reader
 from mmalign.data.errors import DatasetError
 from mmalign.data.fields import Row
 from mmalign.data.formats import FORMATS, recognise, renamed_columns
+from mmalign.data.grouped import GroupedRows, GroupedStream
 from mmalign.data.rows import ArrowRows, ParquetRows, RepeatedRows, Rows, csv_rows, json_rows
 from mmalign.data.store import MANIFEST, open_store
 
@@ -96,14 +97,18 @@ def open_dataset(
     if streaming:
         found, label, root, rows = open_rows(where, split)
         taken = recognise(renamed_columns(found, names, label), label, only=format)
-        times = FORMATS[taken].per_row
+        times, by = FORMATS[taken].per_row, FORMATS[taken].group_by
         reader = Reader(FORMATS[taken].read, label, names, root, times)
+        if by is not None:
+            rows = GroupedStream(rows, names.get(by) or by)
         opened = PreferenceStream(rows, reader, taken)
     else:
         label, source = _source(where, split)
         taken = recognise(renamed_columns(source.columns, names, label), label, only=format)
-        times = FORMATS[taken].per_row
+        times, by = FORMATS[taken].per_row, FORMATS[taken].group_by
         reader = Reader(FORMATS[taken].read, label, names, source.root, times)
+        if by is not None:
+            source = GroupedRows(source, names.get(by) or by)
         opened = Preferences(source if times == 1 else RepeatedRows(source, times), reader, taken)
     logger.info("opened %s", opened.describe())
     return opened

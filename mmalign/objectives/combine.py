@@ -354,15 +354,20 @@ def _apply_pair(piece: Piece, batch: Batch) -> Tensor:
         raise ValueError(_ONE.format(piece.text))
     if width > 2:
         raise ValueError(_MANY.format(piece.text, width))
-    first, second = batch.grades[:, 0], batch.grades[:, 1]
-    if bool((~(first > second)).any()):  # nan or equal
-        if bool(second.isnan().any()):
-            raise ValueError(_ONE.format(piece.text))
+    if bool(batch.grades.isnan().any()):
+        raise ValueError(_ONE.format(piece.text))
+    one, other = batch.candidates[:, 0], batch.candidates[:, 1]
+    tied = batch.grades[:, 0] == batch.grades[:, 1]
+    if not bool(tied.any()):
+        return piece.function(one, other)
+    if piece.one_way or piece.sorts or piece.states:
         raise ValueError(
             f"{piece.text} needs a better and a worse candidate, but a preference of the batch "
             "grades both alike; leave ties out, or contrast named cells: contrast(..., worse=...)"
         )
-    return piece.function(batch.candidates[:, 0], batch.candidates[:, 1])
+    # half a preference each way
+    straight, flipped = piece.function(one, other), piece.function(other, one)
+    return torch.where(tied, (straight + flipped) / 2, straight)
 
 
 _ONE = (

@@ -49,12 +49,30 @@ def test_pairs_of_thumbs_and_lists_are_refused_with_a_remedy() -> None:
     with pytest.raises(ValueError, match=r"all_pairs\(dpo\(beta=0.1\)\).*plackett_luce"):
         loss(random_batch(width=3))
     batch = random_batch()
+    ties = replace(batch, grades=torch.ones_like(batch.grades))
     with pytest.raises(ValueError, match="grades both alike"):
-        loss(replace(batch, grades=torch.ones_like(batch.grades)))
+        objective("em(dpo(beta=0.1), eta=0.9)").loss(ties)
     mixed = batch.grades.clone()
     mixed[1, 1] = math.nan
     with pytest.raises(ValueError, match="a thumb up or down"):
         loss(replace(batch, grades=mixed))
+
+
+def test_a_tie_is_half_a_preference_each_way() -> None:
+    """Which is the least costly where the policy rates both as the reference does, at log 2."""
+    loss = objective("dpo(beta=0.1) + 0.2*nll()").loss
+    batch = random_batch(rows=3)
+    order = torch.tensor([1, 0])
+    turned = replace(batch, candidates=batch.candidates[:, order])
+    grades = batch.grades.clone()
+    grades[1] = 0.5
+    found = loss(replace(batch, grades=grades))
+    pairs = objective("dpo(beta=0.1)").loss
+    both = (pairs(batch) + pairs(turned)) / 2
+    anchors = 0.2 * objective("nll()").loss(replace(batch, grades=grades))
+    torch.testing.assert_close(found[1], both[1] + anchors[1])
+    torch.testing.assert_close(found[[0, 2]], loss(batch)[[0, 2]])
+    assert both[1] >= math.log(2)
 
 
 def test_what_the_data_lack_is_named() -> None:
