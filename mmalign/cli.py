@@ -79,7 +79,12 @@ BUILDERS: dict[str, Command] = {
         "Bring several people's votes on the same candidates to one preference.",
     ),
 }
-SUITES: dict[str, Command] = {}
+SUITES: dict[str, Command] = {
+    "chair": (
+        "mmalign.evaluation.suites.chair:chair",
+        "CHAIR: which share of the objects that descriptions mention is not there.",
+    ),
+}
 
 GROUPS: dict[str, tuple[dict[str, Command], str]] = {
     "build": (BUILDERS, "Build preferences with one of the builders."),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmalign.errors import UserError
-from mmalign.evaluation.intervals import Interval, bootstrap_ratio
+from mmalign.evaluation.intervals import Estimate, Interval, ratio
 
 Counts = NDArray[np.int64]
 """(n,) one entry per caption."""
@@ -36,10 +36,8 @@ class Chair:
     def __len__(self) -> int:
         return len(self.mentions)
 
-    def figures(
-        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
-    ) -> dict[str, Interval]:
-        """The figures with bootstrap intervals over captions.
+    def estimates(self) -> dict[str, Estimate]:
+        """The figures, over captions.
 
         chair_i: hallucinated of all mentions (section 3.1); 0 where nothing is mentioned at all,
             which is why it is to be read beside recall.
@@ -49,15 +47,20 @@ class Chair:
         """
         captions = np.ones(len(self))
         silent = not self.mentions.sum()
-        ratios = {
-            "chair_i": (self.hallucinated, captions if silent else self.mentions),
-            "chair_s": (self.hallucinated > 0, captions),
-            "recall": (self.recalled, self.present),
-            "mentions": (self.mentions, captions),
-        }
         return {
-            name: bootstrap_ratio(above, below, level=level, resamples=resamples, seed=seed)
-            for name, (above, below) in ratios.items()
+            "chair_i": ratio(self.hallucinated, captions if silent else self.mentions),
+            "chair_s": ratio(self.hallucinated > 0, captions),
+            "recall": ratio(self.recalled, self.present),
+            "mentions": ratio(self.mentions, captions),
+        }
+
+    def figures(
+        self, *, level: float = 0.95, resamples: int = 2000, seed: int = 0
+    ) -> dict[str, Interval]:
+        """The estimates with their bootstrap intervals."""
+        return {
+            name: estimate.interval(level=level, resamples=resamples, seed=seed)
+            for name, estimate in self.estimates().items()
         }
 
 

@@ -1,0 +1,60 @@
+"""Small benchmarks in the exact formats of the published files, written by us."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tiny_vision_language import picture
+
+
+def write_images(folder: Path, names: list[str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(names):
+        (folder / name).write_bytes(picture(number).content)
+    return folder
+
+
+def write_json(file: Path, content: Any) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def write_lines(file: Path, rows: list[Any]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def coco(
+    folder: Path, shown: list[list[str]], captions: dict[int, str] | None = None
+) -> list[Path]:
+    """instances and captions of images 1, 2, ... that show these categories, and the images."""
+    categories = sorted({name for names in shown for name in names})
+    numbers = {name: 10 + i for i, name in enumerate(categories)}
+    images = [
+        {"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg", "width": 80, "height": 60}
+        for i in range(1, len(shown) + 1)
+    ]
+    write_images(folder / "val2014", [image["file_name"] for image in images])
+    instances = [
+        {"id": 100 * i + k, "image_id": i, "category_id": numbers[name], "iscrowd": 0,
+         "bbox": [1, 2, 3, 4], "area": 12.0, "segmentation": [[1, 2, 4, 2, 4, 6]]}
+        for i, names in enumerate(shown, 1)
+        for k, name in enumerate(names)
+    ]  # fmt: skip
+    written = [
+        {"id": i, "image_id": image, "caption": text}
+        for i, (image, text) in enumerate((captions or {}).items())
+    ]
+    classes = [{"id": n, "name": name, "supercategory": "thing"} for name, n in numbers.items()]
+    info = {"info": {"year": 2014}, "licenses": [], "images": images}
+    return [
+        write_json(
+            folder / "instances_val2014.json",
+            {**info, "annotations": instances, "categories": classes},
+        ),
+        write_json(folder / "captions_val2014.json", {**info, "annotations": written}),
+    ]
