@@ -51,6 +51,10 @@ COMMANDS: dict[str, Command] = {
         "mmalign.pipelines.align_video:align_video",
         "Align a text-to-video model to preferences.",
     ),
+    "align-image-tokens": (
+        "mmalign.pipelines.align_image_tokens:align_image_tokens",
+        "Align a model that draws token by token to preferences.",
+    ),
     "inspect": (
         "mmalign.data.inspect:inspect",
         "Show what is in a dataset of preferences.",

@@ -10,20 +10,17 @@ from typing import Any, Literal
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
-from markupsafe import Markup
 
 from mmalign.adapters.diffusion import DiffusionAdapter, load_diffusion
 from mmalign.adapters.diffusion.families import FAMILIES
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
-from mmalign.files import whole_folder
 from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
-from mmalign.records import Media, Message, Preference, Sample, Text, text_of
-from mmalign.report.page import section
-from mmalign.report.pictures import Picture, side_by_side
+from mmalign.pipelines.samples import prompts_to_sample, sampled, samples_section
+from mmalign.records import Preference
 from mmalign.training.align import align
 from mmalign.training.log import console, progress
 from mmalign.training.options import ReferenceKind, TrainingOptions
@@ -99,11 +96,16 @@ def align_denoiser(
     torch.manual_seed(derive(training.seed, "lora"))
     noise = {name: value for name, value in vars(denoising).items() if name != "cache"}
     policy = load_diffusion(**vars(model), **vars(denoising), **loading, lora=fresh)
-    prompts = _prompts(sampling, evaluation or preferences)
+    prompts = prompts_to_sample(
+        sampling.samples, sampling.sample_prompts, evaluation or preferences
+    )
+    draws = {"steps": sampling.sample_steps, "guidance": sampling.sample_guidance}
     known = preferences if isinstance(preferences, Sequence) else None
     if denoising.cache is not None and known is not None:
         _fill_cache(policy, [*known, *evaluation])
-    pictures = {"before": _sampled(policy, prompts, sampling, training.seed, out, "before")}
+    pictures = {
+        "before": sampled(policy, prompts, seed=training.seed, out=out, stage="before", **draws)
+    }
     done = align(
         policy,
         preferences,
@@ -120,7 +122,9 @@ def align_denoiser(
     )  # fmt: skip
     if not done.main_process:
         return
-    pictures["after"] = _sampled(policy, prompts, sampling, training.seed, out, "after")
+    pictures["after"] = sampled(
+        policy, prompts, seed=training.seed, out=out, stage="after", **draws
+    )
     save_alignment(
         out,
         done,
@@ -133,7 +137,7 @@ def align_denoiser(
         seed=training.seed,
         library="diffusers",
         loading=_loading(policy, model.model, fresh is not None or model.adapter is not None),
-        sections=[_picture_section(prompts, pictures)] if prompts else [],
+        sections=[samples_section(prompts, pictures)] if prompts else [],
     )
     if output.merged:
         policy.export_pipeline(out / "merged")
@@ -151,22 +155,6 @@ def _check_kind(model: str, video: bool) -> None:
         raise UserError(f"{name} is a model of {kind}", hint=f"use mmalign {command}")
 
 
-def _prompts(options: SampleOptions, data: Any) -> list[str]:
-    """Texts to sample from: those of the file, or the first different ones of the data."""
-    if options.samples < 1:
-        return []
-    if options.sample_prompts is not None:
-        lines = options.sample_prompts.read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()][: options.samples]
-    found: dict[str, None] = {}
-    for record in data:
-        if isinstance(record, Preference):
-            found[text_of(record.chosen.prompt[0].parts)] = None
-        if len(found) == options.samples:
-            break
-    return list(found)
-
-
 def _fill_cache(policy: DiffusionAdapter, data: Sequence[Preference]) -> None:
     """Unusable records are passed over here: training meets and reports them."""
     with progress("cache", total=len(data)) as advance:
@@ -176,51 +164,6 @@ def _fill_cache(policy: DiffusionAdapter, data: Sequence[Preference]) -> None:
             except BadSample as error:
                 console.print(f"not in the cache: {error}")
             advance()
-
-
-def _sampled(
-    policy: DiffusionAdapter,
-    prompts: Sequence[str],
-    options: SampleOptions,
-    seed: int,
-    out: Path,
-    stage: str,
-) -> list[Media]:
-    """One picture or video per prompt, with equal seeds in every stage, kept in out/samples."""
-    folder = out / "samples" / stage
-    if not prompts:
-        return []
-    messages = [(Message("user", (Text(prompt),)),) for prompt in prompts]
-    seeds = [derive(seed, "samples", index) for index in range(len(prompts))]
-    with progress(f"samples {stage}", total=len(prompts)) as advance:
-        found = policy.sample(
-            messages,
-            seeds,
-            steps=options.sample_steps,
-            guidance=options.sample_guidance,
-            progress=lambda done, _: advance(to=done),
-        )
-    media = [_media(sample) for sample in found]
-    with whole_folder(folder) as partial:
-        for index, one in enumerate(media):
-            ending = "png" if one.kind == "image" else "webp"
-            (partial / f"{index:03d}.{ending}").write_bytes(one.content)
-    return media
-
-
-def _media(sample: Sample) -> Media:
-    (part,) = sample.response
-    assert isinstance(part, Media)  # a denoiser answers with nothing else
-    return part
-
-
-def _picture_section(prompts: Sequence[str], pictures: dict[str, list[Media]]) -> Markup:
-    rows = [
-        (prompt, {stage: Picture(media[i].content) for stage, media in pictures.items()})
-        for i, prompt in enumerate(prompts)
-    ]
-    note = "The same prompts and seeds before and after alignment; the files are in samples/."
-    return section("Samples", side_by_side(rows), note=note)
 
 
 def _loading(policy: DiffusionAdapter, model: str, lora: bool) -> str:

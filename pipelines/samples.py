@@ -1,0 +1,63 @@
+"""What a generator draws before and after alignment, with equal seeds, for files and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from mmalign.adapters.protocol import Adapter
+from mmalign.files import whole_folder
+from mmalign.records import Media, Message, Preference, Text, text_of
+from mmalign.report.page import section
+from mmalign.report.pictures import Picture, side_by_side
+from mmalign.training.log import progress
+from mmalign.training.seeds import derive
+
+
+def prompts_to_sample(count: int, file: Path | None, data: Iterable[Any]) -> list[str]:
+    """`count` texts to sample from: those of the file, or the first different ones of the data."""
+    if count < 1:
+        return []
+    if file is not None:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()][:count]
+    found: dict[str, None] = {}
+    for record in data:
+        if isinstance(record, Preference):
+            found[text_of(record.chosen.prompt[0].parts)] = None
+        if len(found) == count:
+            break
+    return list(found)
+
+
+def sampled(
+    policy: Adapter, prompts: Sequence[str], *, seed: int, out: Path, stage: str, **options: Any
+) -> list[Media]:
+    """One picture or video per prompt, with equal seeds in every stage, kept in
+    out/samples/STAGE. options: of the adapter's `sample`."""
+    folder = out / "samples" / stage
+    if not prompts:
+        return []
+    messages = [(Message("user", (Text(prompt),)),) for prompt in prompts]
+    seeds = [derive(seed, "samples", index) for index in range(len(prompts))]
+    with progress(f"samples {stage}", total=len(prompts)) as advance:
+        found = policy.sample(messages, seeds, progress=lambda done, _: advance(to=done), **options)
+    media = [part for sample in found for part in sample.response if isinstance(part, Media)]
+    with whole_folder(folder) as partial:
+        for index, one in enumerate(media):
+            ending = "png" if one.kind == "image" else "webp"
+            (partial / f"{index:03d}.{ending}").write_bytes(one.content)
+    return media
+
+
+def samples_section(prompts: Sequence[str], media: Mapping[str, Sequence[Media]]) -> Markup:
+    """What each stage drew, side by side."""
+    rows = [
+        (prompt, {stage: Picture(drawn[i].content) for stage, drawn in media.items()})
+        for i, prompt in enumerate(prompts)
+    ]
+    note = "The same prompts and seeds before and after alignment; the files are in samples/."
+    return section("Samples", side_by_side(rows), note=note)
