@@ -88,6 +88,14 @@ SUITES: dict[str, Command] = {
         "mmalign.evaluation.suites.chair:chair",
         "CHAIR: which share of the objects that descriptions mention is not there.",
     ),
+    "pope": (
+        "mmalign.evaluation.suites.pope:pope",
+        "POPE: whether an object is in an image, asked of objects that are and that are not.",
+    ),
+    "amber": (
+        "mmalign.evaluation.suites.amber:amber",
+        "AMBER: nouns that descriptions name in error, and questions whose answer is known.",
+    ),
 }
 
 GROUPS: dict[str, tuple[dict[str, Command], str]] = {

@@ -58,3 +58,38 @@ def coco(
         ),
         write_json(folder / "captions_val2014.json", {**info, "annotations": written}),
     ]
+
+
+def pope(folder: Path, settings: list[str]) -> list[Path]:
+    """coco_pope_SETTING.json of two questions, JSON lines in spite of the name, and their image."""
+    image = "COCO_val2014_000000000001.jpg"
+    write_images(folder / "val2014", [image])
+    rows = [
+        {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
+        {"question_id": 2, "image": image, "text": "Is there a car in the image?", "label": "no"},
+    ]
+    return [write_lines(folder / f"coco_pope_{setting}.json", rows) for setting in settings]
+
+
+def amber(folder: Path) -> tuple[Path, Path]:
+    """query_all.json and annotations.json, with relation.json and safe_words.txt beside them: one
+    image to be described and two questions about it."""
+    write_images(folder / "image", ["AMBER_1.jpg"])
+    queries = [
+        {"id": 1, "image": "AMBER_1.jpg", "query": "Describe this image."},
+        {"id": 1005, "image": "AMBER_1.jpg", "query": "Is there a car in this image?"},
+        {"id": 1006, "image": "AMBER_1.jpg", "query": "Does the dog lie in this image?"},
+    ]
+    known = [
+        {"id": 1, "type": "generative", "truth": ["dog", "grass"], "hallu": ["car"]},
+        {"id": 1005, "type": "discriminative-hallucination", "truth": "no"},
+        {"id": 1006, "type": "discriminative-attribute-action", "truth": "yes"},
+    ]
+    write_json(
+        folder / "data" / "relation.json", {"dog": ["puppy"], "grass": ["lawn"], "car": ["wheel"]}
+    )
+    (folder / "data" / "safe_words.txt").write_text("orange\nsign")
+    return (
+        write_json(folder / "data" / "query" / "query_all.json", queries),
+        write_json(folder / "data" / "annotations.json", known),
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_benchmarks import coco, write_lines
+from made_benchmarks import amber, coco, pope, write_lines
 from tiny_vision_language import save_family
 
 from mmalign import cli
@@ -90,3 +90,42 @@ def test_images_in_another_folder_are_missed(
     words = ["--annotations", *files, "--images", "elsewhere", "--model", str(model)]
     assert cli.main(["evaluate", "chair", *words]) == 2
     assert "none of the 1 annotated images is in elsewhere" in capsys.readouterr().err
+
+
+def test_pope_with_its_own_files() -> None:
+    files = pope(Path(), ["random", "popular"])
+    answers = {"random/1": "Yes.", "random/2": "Yes", "popular/1": "No", "popular/2": "No."}
+    found = values(
+        evaluate("pope", "--questions", *files, "--images", "val2014", "--model", given(answers))
+    )
+    assert found["random/recall"] == 1
+    assert found["random/accuracy"] == found["popular/accuracy"] == found["accuracy"] == 0.5
+    assert found["yes_ratio"] == 0.5
+    assert found["random/f1"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx(1 / 3)
+
+
+def test_pope_makes_its_questions_from_annotations(model: Path) -> None:
+    shown = [["dog", "cat", "bus"], ["car", "person", "pizza"], ["dog", "cat", "person"]]
+    files = coco(Path(), shown)
+    metrics = evaluate(
+        "pope", "--annotations", files[0], "--images", "val2014", "--model", model,
+        "--max-new-tokens", "2",
+    )  # fmt: skip
+    assert metrics["n"] == 3 * 3 * 6
+    assert Path("run/pope_adversarial.json").read_text().count("\n") == 18
+
+
+def test_amber_describes_and_answers() -> None:
+    questions, annotations = amber(Path())
+    answers = {"1": "A dog on a lawn beside a car.", "1005": "No", "1006": "Yes, it is."}
+    found = values(
+        evaluate(
+            "amber", "--questions", questions, "--annotations", annotations,
+            "--images", "image", "--model", given(answers),
+        )
+    )  # fmt: skip
+    assert found["chair"] == pytest.approx(1 / 3)
+    assert found["cover"] == found["cog"] == found["accuracy"] == 1
+    assert found["amber"] == pytest.approx((1 - 1 / 3 + 1) / 2)
+    assert "no similarity" in Path("run/report.html").read_text()
