@@ -13,7 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mmalign.errors import UserError
+from mmalign.records import Sample, text_of
 
 COMMON_WORDS = {
     "English": "the a an is are was of to in and that it for with on as they you this can have",
@@ -182,6 +186,34 @@ class Rule:
     def satisfied(self, answer: str, prompt: str = "") -> bool:
         """Whether the score is 1.0."""
         return self.score(answer, prompt) == 1.0
+
+
+@dataclass(frozen=True)
+class RuleReward:
+    """How well the responses obey a rule."""
+
+    rule: Rule
+
+    @property
+    def name(self) -> str:
+        return f"rule:{self.rule}"
+
+    def __call__(self, samples: Sequence[Sample]) -> NDArray[np.float64]:
+        """(n,) From 0 to 1."""
+        return np.array(
+            [
+                self.rule.score(
+                    text_of(sample.response),
+                    "\n".join(text_of(message.parts) for message in sample.prompt),
+                )
+                for sample in samples
+            ]
+        )
+
+
+def rule(*, name: str, least_words: int = 4, **parameters: Any) -> RuleReward:
+    """A rule by its name in RULES, with its parameters."""
+    return RuleReward(Rule(name, parameters, least_words))
 
 
 def _closeness(found: int, wanted: int) -> float:
