@@ -20,6 +20,8 @@ from typing import Any
 
 from _turns import CUDA, answer, environment_line, in_process, peak_growth
 
+# What is above prepares the environment, and has to come before torch.
+# isort: split
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
