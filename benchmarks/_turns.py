@@ -145,11 +145,13 @@ def matmul_rate(precision: str, size: int = 2048) -> float:
 
 def in_process(script: str, kind: str, given: Any) -> Any:
     """What `script --inside` prints last, as JSON, in a fresh process: accelerate keeps its
-    precision for as long as one lives, and memory is counted for one library alone."""
+    precision for as long as one lives, and memory is counted for one library alone. What it says
+    on stderr is shown if it fails."""
     command = [sys.executable, script, "--inside", json.dumps([kind, given])]
-    told = subprocess.run(
-        command, env={**os.environ, PROCESS: kind}, stdout=subprocess.PIPE, text=True, check=True
-    )
+    environ = {**os.environ, PROCESS: kind}
+    told = subprocess.run(command, env=environ, capture_output=True, text=True)
+    if told.returncode:
+        sys.exit(told.stderr)
     return json.loads(told.stdout.splitlines()[-1])
 
 

@@ -227,7 +227,8 @@ def weights_digest(model: nn.Module, *, trained: bool = True) -> str:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=60)
+    # Training may run in another thread than the one that opened the cache; never in two at once.
+    db = sqlite3.connect(path, timeout=60, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=NORMAL")
     db.execute(
