@@ -3,7 +3,7 @@
 A builder is a function whose first parameter is what it reads and whose others can be typed on a
 command line. The type of the first one says how it is given its inputs:
 
-    Iterable[Record], Iterable[Preference]: in chunks, in any number of processes, in order
+    Iterable[Record], Iterable[Preference], Iterable[Asked]: in chunks, in any number of processes
     Sequence[Preference]: the whole dataset at once, for what looks at all of it
 
     command = as_command("fair-length", build)      # and one line in mmalign/cli.py
@@ -23,7 +23,14 @@ from rich.console import Console
 
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.data_builders.engine import CHUNK, QUARANTINE, Built, build, build_whole
-from mmalign.data_builders.records import Record, read_preferences, read_records
+from mmalign.data_builders.records import (
+    Asked,
+    Inputs,
+    Record,
+    read_preferences,
+    read_prompts,
+    read_records,
+)
 from mmalign.records import Preference
 from mmalign.settings import flat, save_settings
 
@@ -32,6 +39,13 @@ SOURCES = {
     Record: "Folder of images (a .txt file beside an image is its caption), table (CSV, JSON, JSON "
     "lines, Parquet), webdataset tars, each also as a glob, or a dataset on the Hugging Face Hub.",
     Preference: "Folder, file, glob or hub id of a dataset of preferences.",
+    Asked: "Text file with a prompt in each line, dataset of prompts (folder, file, glob or hub "
+    "id), or images, of which a description is asked.",
+}
+READERS: dict[type, Callable[..., Inputs]] = {
+    Record: read_records,
+    Preference: read_preferences,
+    Asked: read_prompts,
 }
 
 
@@ -90,7 +104,9 @@ def as_command(
     kind = (get_args(hints[first.name]) or (None,))[0]
     whole = get_origin(hints[first.name]) is Sequence
     if kind not in SOURCES or (whole and kind is not Preference):
-        raise TypeError(f"{name}: a builder reads Records or Preferences, not {first.annotation}")
+        raise TypeError(
+            f"{name}: a builder reads Records, Preferences or Asked, not {first.annotation}"
+        )
 
     def command(*positional: Any, **named: Any) -> Built:
         bound = signature.bind(*positional, **named)
@@ -102,9 +118,9 @@ def as_command(
         if whole:
             built = _build_whole(made, source, reading, output, origin)
         else:
-            read = read_records if kind is Record else read_preferences
             columns = parse_columns(reading.columns)
-            inputs = read(source, split=reading.split, columns=columns).first(reading.limit)
+            inputs = READERS[kind](source, split=reading.split, columns=columns)
+            inputs = inputs.first(reading.limit)
             built = build(
                 made,
                 inputs,
@@ -166,7 +182,7 @@ def _build_whole(
 def _origin(name: str, command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """What the dataset is made from: all settings but those that change nothing in it."""
     settings = {"builder": name, **flat(command, given)}
-    for free in ("out", "workers", "overwrite"):
+    for free in ("out", "workers", "overwrite", "cache"):
         settings.pop(free, None)
     source = next(iter(given))
     if Path(given[source]).exists():

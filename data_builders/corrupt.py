@@ -15,14 +15,12 @@ import numpy as np
 from mmalign.data.views import ALTERATIONS
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
-from mmalign.data_builders.records import Record
+from mmalign.data_builders.records import QUESTION, Record
 from mmalign.data_builders.text_faults import KINDS, faulty
 from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.records import Media, Message, Part, Preference, Provenance, Sample, Span, Text, pair
 from mmalign.training.seeds import derive
-
-QUESTION = "Describe the image."
 
 
 def build(

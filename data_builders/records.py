@@ -25,13 +25,15 @@ from mmalign.data import fields
 from mmalign.data.errors import DatasetError, FieldError, RecordError, excerpt
 from mmalign.data.fields import Row
 from mmalign.data.formats import renamed
-from mmalign.data.opening import KINDS, Names, open_dataset, open_rows
+from mmalign.data.opening import KINDS, Names, open_dataset, open_prompts, open_rows
 from mmalign.data.rows import BrokenRow
 from mmalign.errors import BadSample
 from mmalign.media import open_image
-from mmalign.records import Media
+from mmalign.records import PLAIN, Media, Message, Sample, Text
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+QUESTION = "Describe the image."
+"""Asked about images without a question of their own."""
 COLUMNS = {
     "image": ("image", "images", "file_name", "image_path", *(s[1:] for s in IMAGES)),
     "caption": ("caption", "text", "txt"),
@@ -66,6 +68,18 @@ class Record:
             return open_image(self.image)
         except BadSample as error:
             raise FieldError("image", str(error)) from error
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as an input of a builder: one that samples the responses itself."""
+
+    messages: tuple[Message, ...]
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the content. Raises OSError when an image's file cannot be read."""
+        return Sample(self.messages, ()).prompt_id
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,40 @@ def read_preferences(
     """The preferences of a dataset; one on the Hub is streamed. Raises DatasetError."""
     stream = open_dataset(source, split=split, columns=columns, streaming=True)
     return Inputs(stream.checked(), stream.total)
+
+
+def read_prompts(
+    source: str | Path, *, split: str | None = None, columns: Names | None = None
+) -> Inputs:
+    """The prompts of a dataset, or of a text file with one in each line. Raises DatasetError.
+
+    Of images (a folder, a glob or tars) the question beside them is asked, or QUESTION.
+    """
+    path = Path(source)
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise DatasetError(f"{path} holds no prompts")
+        asked = (Asked((Message(PLAIN, (Text(line),)),)) for line in lines)
+        return Inputs(enumerate(asked), len(lines))
+    if any(p.suffix.lower() in (*IMAGES, ".tar") for p in _paths(source)):
+        records = read_records(source, split=split, columns=columns)
+        return Inputs(((n, _asked(record)) for n, record in records), records.total)
+    prompts = open_prompts(source, split=split, columns=columns)
+    return Inputs(
+        (
+            (n, found if isinstance(found, RecordError) else Asked(found))
+            for n, found in prompts.checked()
+        ),
+        len(prompts),
+    )
+
+
+def _asked(record: Record | RecordError) -> Asked | RecordError:
+    if isinstance(record, RecordError):
+        return record
+    assert record.image is not None  # the source is one of images
+    return Asked((Message("user", (record.image, Text(record.question or QUESTION))),))
 
 
 def _paths(source: str | Path) -> list[Path]:

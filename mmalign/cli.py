@@ -82,6 +82,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.human_votes:command",
         "Bring several people's votes on the same candidates to one preference.",
     ),
+    "reward-pairs": (
+        "mmalign.data_builders.reward_pairs:command",
+        "Sample several responses per prompt, and prefer those with the better reward.",
+    ),
 }
 SUITES: dict[str, Command] = {
     "chair": (

@@ -5,6 +5,7 @@ Pickles are read as tensors only: no code in them runs.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,10 +76,15 @@ def identity(source: str) -> str:
     path = Path(source)
     if not path.exists():
         return source
-    files = [path] if path.is_file() else sorted(path.iterdir())
     digest = hashlib.sha256()
-    for file in files:
-        if file.is_file() and (file.suffix in WEIGHTS or file.name.endswith("config.json")):
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.suffix in WEIGHTS or file.name.endswith(("config.json", "index.json")):
+            digest.update(_content(file, file.stat().st_size, file.stat().st_mtime_ns))
     return f"{path.name}@{digest.hexdigest()[:16]}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _content(file: Path, size: int, changed: int) -> bytes:
+    """Hash of a file, computed once while it does not change."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()

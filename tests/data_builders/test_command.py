@@ -105,7 +105,7 @@ def test_a_builder_says_what_it_reads() -> None:
     def unclear(things: Iterable[str]) -> Iterator[Preference]:
         yield from ()
 
-    with pytest.raises(TypeError, match="Records or Preferences"):
+    with pytest.raises(TypeError, match="Records, Preferences or Asked"):
         as_command("unclear", unclear)
     assert list(inspect.signature(half_command).parameters) == [
         "preferences",
