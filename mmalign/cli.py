@@ -92,6 +92,10 @@ SUITES: dict[str, Command] = {
         "mmalign.evaluation.suites.chair:chair",
         "CHAIR: which share of the objects that descriptions mention is not there.",
     ),
+    "object-hal": (
+        "mmalign.evaluation.suites.object_hal:object_hal",
+        "Object-HalBench: different objects that descriptions name and that are not there.",
+    ),
     "pope": (
         "mmalign.evaluation.suites.pope:pope",
         "POPE: whether an object is in an image, asked of objects that are and that are not.",
@@ -99,6 +103,14 @@ SUITES: dict[str, Command] = {
     "amber": (
         "mmalign.evaluation.suites.amber:amber",
         "AMBER: nouns that descriptions name in error, and questions whose answer is known.",
+    ),
+    "mmhal": (
+        "mmalign.evaluation.suites.mmhal:mmhal",
+        "MMHal-Bench: a judge rates answers to open questions from 0 to 6; below 3 hallucinates.",
+    ),
+    "hallusion-bench": (
+        "mmalign.evaluation.suites.hallusion_bench:hallusion_bench",
+        "HallusionBench: the same questions over figures as they were, changed, and left out.",
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,62 @@ def amber(folder: Path) -> tuple[Path, Path]:
         write_json(folder / "data" / "query" / "query_all.json", queries),
         write_json(folder / "data" / "annotations.json", known),
     )
+
+
+def object_hal(folder: Path, images: list[int]) -> Path:
+    """obj_halbench.jsonl: questions about COCO's images of these ids, the images within."""
+    rows = [
+        {
+            "image_id": image,
+            "image": base64.b64encode(picture(image).content).decode(),
+            "question": "Provide a thorough description of the given image.",
+        }
+        for image in images
+    ]
+    return write_lines(folder / "obj_halbench_300_with_image.jsonl", rows)
+
+
+def mmhal(folder: Path, count: int) -> Path:
+    """response_template.json and the images it speaks of."""
+    names = [f"{number:016x}" for number in range(count)]
+    write_images(folder / "images", [f"{name}.jpg" for name in names])
+    rows = [
+        {
+            "question_type": "attribute",
+            "question_topic": "vehicle",
+            "image_id": name,
+            "image_src": f"https://images.example/{name}_o.jpg",
+            "image_content": ["Fire hydrant", "Street"],
+            "question": f"What colour is hydrant {number}?",
+            "gt_answer": "The cap is red and the body is blue.",
+            "model_answer": "",
+        }
+        for number, name in enumerate(names)
+    ]
+    return write_json(folder / "response_template.json", rows)
+
+
+def hallusion_bench(folder: Path) -> Path:
+    """HallusionBench.json: a question over a figure, its edited version, and without any."""
+    write_images(folder / "hallusion_bench" / "VD" / "illusion", ["0_0.png", "0_1.png"])
+    common = {"sample_note": "circle", "question_id": "0", "set_id": "0"}
+    figures = [
+        ("VD", "illusion", "1", "0"),
+        ("VD", "illusion", "2", "1"),
+        ("VS", "chart", "0", "0"),
+    ]
+    rows = [
+        {
+            **common,
+            "category": category,
+            "subcategory": sub,
+            "visual_input": visual,
+            "figure_id": figure,
+            "question": "Is the left circle larger?",
+            "gt_answer_details": f"The left circle is {'not ' * (figure == '0')}larger.",
+            "gt_answer": figure,
+            "filename": None if visual == "0" else f"./{category}/{sub}/0_{figure}.png",
+        }
+        for category, sub, visual, figure in figures
+    ]
+    return write_json(folder / "HallusionBench.json", rows)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmalign.errors import UserError
+from mmalign.records import Media
 
 Row = Mapping[str, Any]
 
@@ -36,3 +39,23 @@ def read_rows(file: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     if not rows:
         raise UserError(f"{file} is empty")
     return list(rows)
+
+
+def image_of(row: Row, folder: Path | None, names: Sequence[str], file: Path) -> Path | Media:
+    """The image of a row: base64 in its field `image`, or a file in the folder, which is the first
+    of that field and `names` that is there.
+
+    file: of the row, for messages. Raises UserError where there is neither.
+    """
+    held = row.get("image")
+    if isinstance(held, str) and "." in held:  # a name: base64 has no dots
+        names = [held, *names]
+    elif isinstance(held, str) and held:
+        try:
+            return Media("image", data=base64.b64decode(held.partition("base64,")[2] or held))
+        except binascii.Error as error:
+            raise UserError(f"{file}: an image is not valid base64: {error}") from error
+    if folder is None:
+        raise UserError(f"{file} does not hold its images", hint="say where with --images")
+    found = (folder / name for name in names if (folder / name).exists())
+    return next(found, folder / names[0])

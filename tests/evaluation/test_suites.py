@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_benchmarks import amber, coco, pope, write_lines
+from made_benchmarks import amber, coco, hallusion_bench, mmhal, object_hal, pope, write_lines
+from scripted_endpoint import endpoint
 from tiny_vision_language import save_family
 
 from mmalign import cli
@@ -129,3 +130,122 @@ def test_amber_describes_and_answers() -> None:
     assert found["cover"] == found["cog"] == found["accuracy"] == 1
     assert found["amber"] == pytest.approx((1 - 1 / 3 + 1) / 2)
     assert "no similarity" in Path("run/report.html").read_text()
+
+
+def test_object_hal_looks_words_up_without_a_judge() -> None:
+    files = coco(Path(), [["dog"], ["car"], ["cat"]])
+    questions = object_hal(Path(), [1, 2, 3])
+    said = given({"1": "A dog, a dog and a cat.", "2": "Just a bus.", "3": "the sky is very blue"})
+    found = values(evaluate("object-hal", "--questions", questions, "--annotations", *files,
+                            "--model", said))  # fmt: skip
+    assert found["chair_i"] == 0.5  # dog and cat; of three words only, the bus does not count
+    assert found["chair_s"] == pytest.approx(1 / 3)
+    assert found["chair_s_refine"] == 1
+    assert found["recall"] == pytest.approx(1 / 3)
+    assert "without a judge" in Path("run/report.html").read_text()
+
+
+def test_object_hal_takes_the_objects_that_a_judge_lists() -> None:
+    files = coco(Path(), [["dog"]] * 2)
+    said = given({"1": "There is no cat beside the dog.", "2": "A kitten plays with a puppy."})
+
+    def lists(body: dict[str, Any], number: int) -> str:
+        asked = body["messages"][-1]["content"]
+        return '["dog"]' if "no cat" in asked else 'The list: ["kitten", "puppy"]'
+
+    with endpoint(lists) as judge:
+        options = [
+            "--questions", object_hal(Path(), [1, 2]), "--annotations", *files, "--model", said,
+            "--judge", "m", "--judge-url", judge.url,
+        ]  # fmt: skip
+        found = values(evaluate("object-hal", *options))
+        assert evaluate("object-hal", *options)["n"] == 2
+    assert len(judge.bodies) == 2  # the second run found its judgements on disk
+    assert found["chair_i"] == pytest.approx(1 / 3)
+    assert "<mark>kitten</mark>" in Path("run/report.html").read_text()
+
+
+def test_mmhal_rates_with_a_judge() -> None:
+    reviews = ["Good. Rating: 6", "Bad.\nRating: 2", "rating: 3", "rating: 3 or rating: 4?"]
+    questions = mmhal(Path(), 4)
+
+    def rate(body: dict[str, Any], number: int) -> str:
+        asked = body["messages"][-1]["content"]
+        assert "Fire hydrant, Street" in asked
+        assert "The cap is red" in asked
+        return next(text for i, text in enumerate(reviews) if f"answer {i}" in asked)
+
+    said = given({str(i): f"answer {i} {{x}}" for i in range(4)})
+    with endpoint(rate) as judge:
+        found = values(
+            evaluate(
+                "mmhal", "--questions", questions, "--images", "images", "--model", said,
+                "--judge", "m", "--judge-url", judge.url,
+            )
+        )  # fmt: skip
+    assert found["score"] == (6 + 2 + 3 + 0) / 4
+    assert found["hallucination_rate"] == 0.5
+    assert found["score/attribute"] == 6
+    assert found["score/counting"] == 0
+
+
+def test_mmhal_with_a_prompt_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    questions, said = mmhal(Path(), 1), given({"0": "blue"})
+    Path("prompt.txt").write_text("{} / {} / {} / {}")
+    with endpoint(lambda body, n: "Rating: 5") as judge:
+        options = [
+            "--questions", questions, "--images", "images", "--model", said,
+            "--judge", "m", "--judge-url", judge.url, "--judge-prompt", "prompt.txt",
+        ]  # fmt: skip
+        assert values(evaluate("mmhal", *options))["score"] == 5
+        Path("prompt.txt").write_text("{question} {answer}")
+        assert cli.main(["evaluate", "mmhal", *map(str, options)]) == 2
+    assert judge.questions[0] == (
+        "Fire hydrant, Street / What colour is hydrant 0? / "
+        "The cap is red and the body is blue. / blue"
+    )
+    assert "no {image_content}" in capsys.readouterr().err
+
+
+def test_a_judge_that_fails_stops_the_suite_and_keeps_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    questions, said = mmhal(Path(), 2), given({"0": "blue", "1": "red"})
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        return 400 if "answer: red" in body["messages"][-1]["content"] else "Rating: 5"
+
+    with endpoint(reply) as judge:
+        words = [
+            "evaluate", "mmhal", "--questions", str(questions), "--images", "images",
+            "--model", str(said), "--judge", "m", "--judge-url", judge.url, "--out", "run",
+        ]  # fmt: skip
+        assert cli.main(words) == 2
+    assert "1 of 2 answers were not judged" in capsys.readouterr().err
+    assert len(Path("run/judge.jsonl").read_text().splitlines()) == 1
+
+
+def test_hallusion_bench_counts_groups_and_forgives_not_knowing_without_a_figure() -> None:
+    questions = hallusion_bench(Path())
+    names = ["VD/illusion/0/0/0", "VD/illusion/0/1/0", "VS/chart/0/0/0"]
+    said = given(dict(zip(names, ["No.", "No, they are equal.", "I cannot tell."], strict=True)))
+    options = ["--questions", questions, "--images", "hallusion_bench", "--model", said]
+    found = values(evaluate("hallusion-bench", *options))
+    assert found["aAcc"] == pytest.approx(2 / 3)
+    assert found["qAcc"] == 0.5
+    assert found["fAcc"] == 0.5
+    assert (found["easy"], found["hard"]) == (1, 0)
+    assert found["VS/aAcc"] == 1
+    assert found["fp_ratio"] == 0
+    with endpoint(lambda body, n: "Incorrect.") as judge:
+        more = ["--judge", "m", "--judge-url", judge.url]
+        assert values(evaluate("hallusion-bench", *options, *more))["aAcc"] == 0
+    assert len(judge.bodies) == 3
+
+
+def test_hallusion_bench_asks_a_real_model_also_without_a_figure(model: Path) -> None:
+    metrics = evaluate(
+        "hallusion-bench", "--questions", hallusion_bench(Path()), "--images", "hallusion_bench",
+        "--model", model, "--max-new-tokens", "2",
+    )  # fmt: skip
+    assert metrics["n"] == 3
