@@ -31,6 +31,7 @@ from mmalign.reference import (
     weights_digest,
 )
 from mmalign.training.batches import Plan, Steps
+from mmalign.training.callbacks import Callback
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.loop import count_steps, plan_of, train
 from mmalign.training.options import ReferenceKind, TrainingOptions
@@ -63,6 +64,7 @@ def align(
     resume: bool = True,
     settings: dict[str, Any] | None = None,
     accelerator: Accelerator | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Alignment:
     """Align `adapter.policy` in place and measure held-out preferences before and after.
 
@@ -73,6 +75,7 @@ def align(
             copy of the trained weights, and the figures before and after still with this one.
         resume: Go on with a run under `out`; False removes what it left and starts anew.
         settings: Anything else that must be the same for a stopped run to be continued.
+        callbacks: Look on after every step; see `Callback`.
     """
     accelerator = accelerator or start(options, out)
     if not resume:
@@ -103,6 +106,7 @@ def align(
             held_out=held_out,
             settings={**(settings or {}), "reference": reference},
             accelerator=accelerator,
+            callbacks=callbacks,
         )
     with _timed(done, "after"):
         done.after = measure()

@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from mmalign.files import clear_partials, whole_folder
 from mmalign.objectives import Objective
 
+AVERAGE = "average.safetensors"
+
 
 @dataclass(frozen=True)
 class Position:
@@ -46,24 +48,28 @@ def save(
     objective: Objective,
     *,
     reference: Mapping[str, Tensor] | None = None,
+    average: Mapping[str, Tensor] | None = None,
     write: bool = True,
 ) -> Path:
     """Write `folder/step-...`. All processes call it (sharded weights are gathered); one has
-    `write`. reference: weights of one that moves with the policy. Raises OSError (disk full ...)
-    and leaves earlier checkpoints as they were."""
-    trained = {name: _whole(weight) for name, weight in _trained(policy).items()}
+    `write`. reference: weights of one that moves with the policy. average: a running mean of the
+    weights. Raises OSError (disk full ...) and leaves earlier checkpoints as they were."""
+    weights = {name: _whole(weight) for name, weight in trained(policy).items()}
+    mean = {name: _whole(weight) for name, weight in (average or {}).items()}
     moments = {
         f"{name}|{key}": _whole(value)
-        for name, weight in _trained(policy).items()
+        for name, weight in trained(policy).items()
         for key, value in optimizer.state[weight].items()
     }
     path = folder / f"step-{position.step:08d}"
     if not write:
         return path
     with whole_folder(path) as partial:
-        _save_tensors(trained, partial / "weights.safetensors")
+        _save_tensors(weights, partial / "weights.safetensors")
         _save_tensors(moments, partial / "optimizer.safetensors")
         _save_tensors(objective.state_dict(), partial / "objective.safetensors")
+        if mean:
+            _save_tensors(mean, partial / AVERAGE)
         if reference:
             _save_tensors(reference, partial / "reference.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position), indent=1))
@@ -76,7 +82,7 @@ def load(
     """Put weights, moments and objective state back."""
     load_weights(path, policy)
     moments = load_file(path / "optimizer.safetensors")
-    weights = _trained(policy)
+    weights = trained(policy)
     for place, value in moments.items():
         name, key = place.rsplit("|", 1)
         weight = weights[name]
@@ -95,10 +101,16 @@ def read_position(path: Path) -> Position:
     return Position(**json.loads((path / "position.json").read_text()))
 
 
-def load_weights(path: Path, policy: nn.Module) -> None:
-    """Put the trained weights of a checkpoint into the policy."""
-    saved = load_file(path / "weights.safetensors")
-    weights = _trained(policy)
+def load_average(path: Path, policy: nn.Module) -> dict[str, Tensor]:
+    """The running mean of the weights, laid out as they are."""
+    saved, weights = load_file(path / AVERAGE), trained(policy)
+    return {n: _like(saved[n].to(weight.device), weight) for n, weight in weights.items()}
+
+
+def load_weights(path: Path, policy: nn.Module, *, average: bool = False) -> None:
+    """Put the trained weights of a checkpoint, or their running mean, into the policy."""
+    saved = load_file(path / (AVERAGE if average else "weights.safetensors"))
+    weights = trained(policy)
     if saved.keys() != weights.keys():
         raise ValueError(
             f"{path} was saved by a run that trained other weights "
@@ -122,7 +134,8 @@ def prune(folder: Path, keep: int, best_step: int | None) -> None:
             shutil.rmtree(path)
 
 
-def _trained(policy: nn.Module) -> dict[str, nn.Parameter]:
+def trained(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that are trained, by name."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}
 
 

@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mmalign.files import whole_file
+from mmalign.media import open_image
+from mmalign.records import Media
 
 console = Console(stderr=True)
 
@@ -42,6 +46,17 @@ class JsonLines:
         kept = [row for row in self.rows() if wanted(row)]
         with whole_file(self.path) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+PICTURE_TRACKERS = ("tensorboard", "wandb")
+
+
+def log_pictures(accelerator: Accelerator, pictures: Mapping[str, Media], step: int) -> None:
+    """Send pictures to those trackers that show some. Raises BadSample for what is no picture."""
+    for tracker in accelerator.trackers:
+        if pictures and tracker.name in PICTURE_TRACKERS:
+            arrays = {name: np.asarray(open_image(one))[None] for name, one in pictures.items()}
+            tracker.log_images(arrays, step=step)
 
 
 @contextmanager

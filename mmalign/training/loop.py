@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from mmalign.adapters.protocol import Adapter
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
-from mmalign.records import Preference
+from mmalign.records import Media, Preference
 from mmalign.reference import Reference, SyncedCopy
 from mmalign.training.batches import MicroBatch, Plan, Step, Steps, StreamedSteps
+from mmalign.training.callbacks import Callback
 from mmalign.training.evaluate import held_out_figures
-from mmalign.training.log import progress
+from mmalign.training.log import log_pictures, progress
 from mmalign.training.options import TrainingOptions
 from mmalign.training.run import Run, TrainingResult, begin, restore_best, result_of, save, start
 from mmalign.training.schedule import learning_rate
@@ -40,6 +41,7 @@ def train(
     held_out: Sequence[Preference] = (),
     settings: dict[str, Any] | None = None,
     accelerator: Accelerator | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainingResult:
     """Align `adapter.policy` in place.
 
@@ -51,6 +53,7 @@ def train(
         reference: Needed by objectives whose `needs.reference` is true.
         held_out: Preferences for evaluation and the choice of the best checkpoint.
         settings: Anything else that must be the same for a run to be continued.
+        callbacks: Look on after every step; see `Callback`.
 
     Raises:
         UserError: `out` holds a run with other settings, the loss is not finite, the disk is full,
@@ -66,7 +69,7 @@ def train(
         )
     plan = plan_of(adapter, objective, options, accelerator)
     steps = count_steps(data, plan, options)
-    run = begin(adapter, objective, reference, options, steps, out, settings or {}, accelerator)
+    run = begin(adapter, objective, reference, options, steps, out, settings or {}, accelerator, callbacks)
     began = time.perf_counter()
     if run.step < run.steps:
         _all_steps(run, _loader(data, plan, run), held_out, plan)
@@ -128,7 +131,9 @@ def _all_steps(run: Run, steps: Iterable[Step], held_out: Sequence[Preference], 
             row |= {"step": run.step, "epoch": step.epoch, "seconds": time.perf_counter() - began}
             last = run.step == run.steps
             if len(held_out) and (last or _due(run.step, options.eval_every)):
-                row |= _evaluate(run, held_out, plan)
+                with run.as_left():
+                    row |= _evaluate(run, held_out, plan)
+            row |= _looked_on(run, row)
             _log(run, row)
             if last or _due(run.step, options.save_every) or run.best_step == run.step:
                 save(run)
@@ -160,6 +165,8 @@ def _one_step(run: Run, step: Step) -> dict[str, Any]:
     norm = _clip(run)
     run.optimizer.step()
     run.optimizer.zero_grad()
+    if run.average is not None:
+        run.average.update(run.adapter.policy, step.number + 1)
     run.objective.finish_step(run.total)
     return {
         **averages.means(run.total),
@@ -225,9 +232,25 @@ def _evaluate(run: Run, held_out: Sequence[Preference], plan: Plan) -> dict[str,
     return {f"held_out/{name}": value for name, value in means.items()}
 
 
+def _looked_on(run: Run, row: dict[str, Any]) -> dict[str, Any]:
+    """What the callbacks found. One that stops the run is the last."""
+    found: dict[str, Any] = {}
+    for callback in run.callbacks:
+        try:
+            found |= callback(run.step, row, run.as_left)
+        except UserError:
+            _log(run, row)
+            save(run)
+            raise
+    return found
+
+
 def _log(run: Run, row: dict[str, Any]) -> None:
+    pictures = {name: value for name, value in row.items() if isinstance(value, Media)}
+    row = {name: value for name, value in row.items() if name not in pictures}
     if run.accelerator.is_main_process:
         run.metrics.write(row)
+        log_pictures(run.accelerator, pictures, run.step)
     if run.options.trackers:
         figures = {key: value for key, value in row.items() if isinstance(value, float | int)}
         run.accelerator.log(figures, step=run.step)

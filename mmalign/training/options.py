@@ -40,6 +40,8 @@ class TrainingOptions:
             arXiv:2404.09656; the paper's 512); 0 leaves it where training began.
         sync_reference_share: How far it moves: share of the policy's weights in the new ones; 1
             makes it the policy.
+        average: Share that a running mean of the weights keeps in each step, for instance 0.999;
+            evaluations and the trained model then have the mean. 0 keeps none.
         trackers: Where metrics are sent besides metrics.jsonl.
         max_refused: Share of unusable records above which training stops.
     """
@@ -64,6 +66,7 @@ class TrainingOptions:
     workers: int = 0
     sync_reference_every: int = 0
     sync_reference_share: float = 0.6
+    average: float = 0.0
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     max_refused: float = 0.1
 
@@ -77,6 +80,8 @@ class TrainingOptions:
             raise ValueError(
                 f"sync_reference_share is above 0 and at most 1, not {self.sync_reference_share}"
             )
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is a share, 0 to below 1, not {self.average}")
         if self.noise_cycle < 0:
             raise ValueError(f"noise_cycle is a number of passes, not {self.noise_cycle}")
         if self.steps is None and self.epochs <= 0:

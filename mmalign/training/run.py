@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import math
 import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,8 @@ from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.reference import Reference, SyncedCopy
 from mmalign.training import checkpoint
+from mmalign.training.average import RunningMean, give
+from mmalign.training.callbacks import Callback
 from mmalign.training.log import JsonLines, console
 from mmalign.training.options import TrainingOptions
 from mmalign.training.step import Scorer
@@ -58,10 +62,18 @@ class Run:
     settings: dict[str, Any]
     metrics: JsonLines
     refusals: JsonLines
+    average: RunningMean | None = None
+    callbacks: Sequence[Callback] = ()
     step: int = 0
     refused: int = 0
     best_step: int | None = None
     best_value: float | None = None
+
+    def as_left(self) -> AbstractContextManager[None]:
+        """Inside, the policy has the weights that a run ending here would leave."""
+        if self.average is None:
+            return nullcontext()
+        return self.average.in_place(self.adapter.policy)
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over processes."""
@@ -105,6 +117,7 @@ def begin(
     out: Path,
     settings: dict[str, Any],
     accelerator: Accelerator,
+    callbacks: Sequence[Callback] = (),
 ) -> Run:
     """A run at its first step, or where its last checkpoint left it.
 
@@ -127,6 +140,8 @@ def begin(
         settings={**settings, **_decisive(options), "objective": objective.spec, "steps": steps},
         metrics=JsonLines(out / "metrics.jsonl"),
         refusals=JsonLines(out / f"refused-{accelerator.process_index}.jsonl"),
+        average=RunningMean(adapter.policy, options.average) if options.average else None,
+        callbacks=callbacks,
     )
     if newest := checkpoint.latest(out / "checkpoints"):
         _go_on(run, newest)
@@ -157,7 +172,7 @@ def save(run: Run) -> None:
         checkpoint.save(
             folder, position, run.adapter.policy, optimizer, run.objective,
             reference=run.reference.state() if isinstance(run.reference, SyncedCopy) else None,
-            write=main,
+            average=run.average.weights if run.average else None, write=main,
         )  # fmt: skip
         if main:
             checkpoint.prune(folder, run.options.keep_checkpoints, run.best_step)
@@ -173,10 +188,13 @@ def save(run: Run) -> None:
 
 
 def restore_best(run: Run) -> None:
-    """Give the policy the weights that did best on held-out data, if any were judged."""
+    """Give the policy the weights that did best on held-out data, if any were judged, or else the
+    last ones; of either the running mean, if one is kept."""
     if run.best_step not in (None, run.step):
         path = run.out / "checkpoints" / f"step-{run.best_step:08d}"
-        checkpoint.load_weights(path, run.adapter.policy)
+        checkpoint.load_weights(path, run.adapter.policy, average=run.average is not None)
+    elif run.average is not None:
+        give(run.adapter.policy, run.average.weights)
 
 
 def result_of(run: Run, *, seconds: float) -> TrainingResult:
@@ -188,6 +206,8 @@ def _go_on(run: Run, newest: Path) -> None:
     _check_same(position.settings, run.settings, run.out)
     optimizer = run.optimizer.optimizer  # type: ignore[attr-defined]  # accelerate's wrapper
     checkpoint.load(newest, run.adapter.policy, optimizer, run.objective)
+    if run.average is not None:
+        run.average.weights = checkpoint.load_average(newest, run.adapter.policy)
     if isinstance(run.reference, SyncedCopy):
         run.reference.load_state(checkpoint.reference_weights(newest))
     run.step, run.refused = position.step, position.refused
