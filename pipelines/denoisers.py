@@ -19,9 +19,15 @@ from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
-from mmalign.pipelines.samples import prompts_to_sample, sampled, samples_section
+from mmalign.pipelines.samples import (
+    SampledDuring,
+    prompts_to_sample,
+    sampled,
+    samples_section,
+)
 from mmalign.records import Preference
 from mmalign.training.align import align
+from mmalign.training.callbacks import ErrorGuard
 from mmalign.training.log import console, progress
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
@@ -41,6 +47,10 @@ class DenoisingOptions:
         latents: The mean of the VAE, or a sample.
         guidance: Value that guidance-distilled models are given.
         cache: Folder for VAE moments and text embeddings, each computed once for all runs.
+        release_encoders: Once the cache is full, keep VAE and text encoders out of memory until
+            samples are drawn.
+        error_guard: Stop when the errors on chosen and rejected media have both grown by this
+            share; 0 never stops.
     """
 
     timestep_law: str | None = None
@@ -51,6 +61,13 @@ class DenoisingOptions:
     latents: Literal["mean", "sample"] = "mean"
     guidance: float = 3.5
     cache: Path | None = None
+    release_encoders: bool = False
+    error_guard: float = 0.1
+
+    def noise(self) -> dict[str, Any]:
+        """What log-probabilities depend on."""
+        others = ("cache", "release_encoders", "error_guard")
+        return {name: value for name, value in vars(self).items() if name not in others}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +79,15 @@ class SampleOptions:
         sample_prompts: File with one prompt a line; otherwise held-out prompts are taken.
         sample_steps: Steps of the sampler; those of the pipeline by default.
         sample_guidance: Guidance scale of the sampler; that of the pipeline by default.
+        sample_every: Steps after which the same prompts are sampled again, for trackers and
+            out/samples; 0 samples before and after training only.
     """
 
     samples: int = 8
     sample_prompts: Path | None = None
     sample_steps: int | None = None
     sample_guidance: float | None = None
+    sample_every: int = 0
 
 
 def align_denoiser(
@@ -94,18 +114,27 @@ def align_denoiser(
     preferences, evaluation = read_preferences(data, out, seed=training.seed, media=True)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
-    noise = {name: value for name, value in vars(denoising).items() if name != "cache"}
-    policy = load_diffusion(**vars(model), **vars(denoising), **loading, lora=fresh)
+    noise = denoising.noise()
+    if denoising.release_encoders and (denoising.cache is None or data.streaming):
+        raise UserError(
+            "encoders can be released when a cache holds all they are needed for",
+            hint="give --cache FOLDER, and leave out --streaming",
+        )
+    policy = load_diffusion(**vars(model), **noise, **loading, cache=denoising.cache, lora=fresh)
     prompts = prompts_to_sample(
         sampling.samples, sampling.sample_prompts, evaluation or preferences
     )
     draws = {"steps": sampling.sample_steps, "guidance": sampling.sample_guidance}
+    during = SampledDuring(policy, prompts, sampling.sample_every, training.seed, out, draws)
+    guarded = denoising.error_guard > 0 and loss.needs.reference
     known = preferences if isinstance(preferences, Sequence) else None
     if denoising.cache is not None and known is not None:
         _fill_cache(policy, [*known, *evaluation])
     pictures = {
         "before": sampled(policy, prompts, seed=training.seed, out=out, stage="before", **draws)
     }
+    if denoising.release_encoders:
+        policy.release_encoders()
     done = align(
         policy,
         preferences,
@@ -119,6 +148,10 @@ def align_denoiser(
             "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
             "denoising": str(noise), "loading": str(loading),
         },
+        callbacks=[
+            *([ErrorGuard(denoising.error_guard)] if guarded else []),
+            *([during] if sampling.sample_every else []),
+        ],
     )  # fmt: skip
     if not done.main_process:
         return

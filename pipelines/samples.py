@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image
 
 from mmalign.adapters.protocol import Adapter
 from mmalign.files import whole_folder
+from mmalign.media import frames, png
 from mmalign.records import Media, Message, Preference, Text, text_of
 from mmalign.report.page import section
 from mmalign.report.pictures import Picture, side_by_side
+from mmalign.training.callbacks import AsLeft
 from mmalign.training.log import progress
 from mmalign.training.seeds import derive
 
@@ -51,6 +55,45 @@ def sampled(
             ending = "png" if one.kind == "image" else "webp"
             (partial / f"{index:03d}.{ending}").write_bytes(one.content)
     return media
+
+
+@dataclass
+class SampledDuring:
+    """A callback that draws the same prompts with the same seeds every so many steps.
+
+    They go to out/samples/step-..., and side by side, as one picture, to trackers that show
+    pictures. options: of the adapter's `sample`.
+    """
+
+    policy: Adapter
+    prompts: Sequence[str]
+    every: int
+    seed: int
+    out: Path
+    options: Mapping[str, Any]
+
+    def __call__(
+        self, step: int, figures: Mapping[str, Any], as_left: AsLeft
+    ) -> Mapping[str, float | Media]:
+        if step % self.every or not self.prompts:
+            return {}
+        with as_left():
+            drawn = sampled(
+                self.policy, self.prompts, seed=self.seed, out=self.out,
+                stage=f"step-{step:06d}", **self.options,
+            )  # fmt: skip
+        return {"samples": in_a_row(drawn)}
+
+
+def in_a_row(media: Sequence[Media]) -> Media:
+    """One picture of several; of videos it shows the first frames."""
+    pictures = [frames(one, 1, choice="uniform")[0] for one in media]
+    row = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)))
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width
+    return png(row)
 
 
 def samples_section(prompts: Sequence[str], media: Mapping[str, Sequence[Media]]) -> Markup:

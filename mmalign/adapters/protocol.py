@@ -52,6 +52,12 @@ class Adapter(Protocol):
     """Whether log-probabilities depend on the seed (denoisers) or not (autoregressive models)."""
 
     @property
+    def strata(self) -> int:
+        """Into how many equal parts of its randomness the adapter sorts seeds, by `seed % strata`.
+        The rows of a step are then spread over them; 1 where there is nothing to spread."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """Hash of everything but the weights that log-probabilities depend on: tokenizer, template,
         truncation, precision ... Caches put it into their keys."""

@@ -182,6 +182,11 @@ def _cache(
             "a cache cannot know streamed data, or other views of the data, beforehand",
             hint="use --reference copy",
         )
+    if not lora and plan.strata > 1:
+        raise UserError(
+            "a cache cannot know timesteps that depend on a record's place in its step",
+            hint="use --reference copy, train a LoRA, or leave strata out of the timestep law",
+        )
     if not lora and adapter.seeded and passes > 1 and not plan.noise_cycle:
         raise UserError(
             f"{passes:.2g} passes over the data draw new timesteps and noise each, which a cache "
@@ -195,6 +200,8 @@ def _cache(
     cached = Cached(out / "reference.sqlite", scope, start, seeded=adapter.seeded)
     turns = max(1, min(plan.noise_cycle, math.ceil(passes)))
     for known, count in ((data, turns), (held_out, 1)):
+        if plan.strata > 1:
+            continue  # seeds depend on the order of the steps: each is asked for in its turn
         if isinstance(known, Sequence) and len(known):
             precompute(cached, adapter, known, plan, passes=count)
     cached.inner = AdapterOff(adapter) if lora else None

@@ -79,7 +79,7 @@ class Plan:
     """How records become steps. Travels to data workers, so it holds no model.
 
     collate, size: the adapter's. batch_size: preferences of a step over all processes.
-    budget: elements of a micro-batch, padding included.
+    budget: elements of a micro-batch, padding included. strata: the adapter's.
     """
 
     collate: Callable[[Sequence[Sample], Sequence[int]], Inputs]
@@ -91,11 +91,16 @@ class Plan:
     rank: int = 0
     processes: int = 1
     noise_cycle: int = 0
+    strata: int = 1
 
-    def row_seed(self, pass_number: int, row: int) -> int:
-        """Of a record's timesteps and noises, which with a cycle repeat after so many passes."""
+    def row_seed(self, pass_number: int, row: int, place: int = 0) -> int:
+        """Of a record's timesteps and noises, which with a cycle repeat after so many passes.
+
+        place: of the record within its step, which with strata decides the seed's residue.
+        """
         turn = pass_number % self.noise_cycle if self.noise_cycle else pass_number
-        return derive(self.seed, "row", turn, row)
+        seed = derive(self.seed, "row", turn, row)
+        return seed - seed % self.strata + place % self.strata if self.strata > 1 else seed
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def build_step(
             }
             _check_aux(preference, plan.needs)
             samples = [*preference.candidates, *(s for view in views.values() for s in view)]
-            seed = plan.row_seed(pass_number, row)
+            seed = plan.row_seed(pass_number, row, place)
             units.append(_Unit(preference, views, seed, plan.size(samples)))
         except ValueError as error:  # BadSample and unreadable records are ValueErrors
             refused.append(Refused(row, str(error)))

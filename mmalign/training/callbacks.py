@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from mmalign.errors import UserError
 from mmalign.records import Media
 
-
 AsLeft = Callable[[], AbstractContextManager[None]]
 
 
@@ -53,7 +52,7 @@ class ErrorGuard:
         if len(self._recent) > self.window:
             self._recent.popleft()
         means = [sum(each) / len(self._recent) for each in zip(*self._recent, strict=True)]
-        if len(self._recent) == self.window and min(means) > self.limit:
+        if len(self._recent) == self.window and all(mean > self.limit for mean in means):
             raise UserError(
                 f"stopped after step {step}: the denoising errors grew by {means[0]:.0%} on chosen "
                 f"and {means[1]:.0%} on rejected media over the last {self.window} steps, so the "

@@ -69,7 +69,9 @@ def train(
         )
     plan = plan_of(adapter, objective, options, accelerator)
     steps = count_steps(data, plan, options)
-    run = begin(adapter, objective, reference, options, steps, out, settings or {}, accelerator, callbacks)
+    run = begin(
+        adapter, objective, reference, options, steps, out, settings or {}, accelerator, callbacks
+    )
     began = time.perf_counter()
     if run.step < run.steps:
         _all_steps(run, _loader(data, plan, run), held_out, plan)
@@ -91,6 +93,7 @@ def plan_of(
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         noise_cycle=options.noise_cycle,
+        strata=adapter.strata,
     )
 
 

@@ -99,6 +99,41 @@ def test_plain_diffusers_samples_what_the_report_shows(image_model: Path) -> Non
     assert pictures[0] != pictures[1]
 
 
+def test_samples_during_training_with_released_encoders(image_model: Path) -> None:
+    votes()
+    options = ["--cache", "cache", "--release-encoders", "--average", "0.9"]
+    law = ["--timestep-law", "uniform(strata=4)", "--sample-every", "1"]
+    assert align_images(image_model, "--out", "run", *options, *law) == 0
+    stages = {path.name for path in Path("run/samples").iterdir()}
+    assert stages == {"before", "step-000001", "step-000002", "after"}
+    last, after = (Path(f"run/samples/{stage}") for stage in ("step-000002", "after"))
+    assert (last / "000.png").read_bytes() == (after / "000.png").read_bytes()
+    rows = JsonLines(Path("run/metrics.jsonl")).rows()
+    assert rows[0]["chosen_error_growth"] == pytest.approx(0.0, abs=1e-6)
+    assert rows[1]["chosen_error_growth"] != 0.0
+
+
+def test_a_run_that_destroys_the_model_is_stopped(
+    image_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    votes()
+    worse = ["--objective", "dpo(beta=1.0) + -100*nll()", "--learning-rate", "0.05"]
+    more = ["--steps", "25", "--warmup", "0", "--samples", "0", "--error-guard", "0.001"]
+    assert align_images(image_model, "--out", "run", *worse, *more) == 2
+    error = capsys.readouterr().err
+    assert "the denoising errors grew" in error
+    assert "nll()" in error
+    assert list(Path("run/checkpoints").glob("step-*"))
+
+
+def test_released_encoders_need_a_cache(
+    image_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    votes()
+    assert align_images(image_model, "--out", "run", "--release-encoders") == 2
+    assert "--cache FOLDER" in capsys.readouterr().err
+
+
 def test_a_second_run_reads_only_the_cache(image_model: Path) -> None:
     votes()
     assert align_images(image_model, "--out", "one", "--cache", "cache") == 0

@@ -57,6 +57,19 @@ def test_a_row_has_the_same_seed_in_every_process_layout():
     assert seeds(one) == seeds(*two)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_rows_of_a_step_are_spread_over_the_strata(processes):
+    data, strata = preferences(20), 3
+    shared = [
+        Steps(data, plan(strata=strata, rank=rank, processes=processes))[0]
+        for rank in range(processes)
+    ]
+    seeds = {s for step in shared for micro in step.micro_batches for s in micro.candidates.seeds}
+    assert sorted(seed % strata for seed in seeds) == [0, 0, 1, 1, 2, 2]
+    hashes = {s for micro in Steps(data, plan())[0].micro_batches for s in micro.candidates.seeds}
+    assert {s // strata for s in seeds} == {s // strata for s in hashes}
+
+
 def test_micro_batches_stay_within_the_budget_unless_one_preference_is_larger():
     steps = Steps(preferences(20), plan(budget=30))
     for micro in steps[0].micro_batches:

@@ -128,7 +128,7 @@ def test_the_guard_stops_when_both_errors_grow_and_says_what_to_do():
     }
     guard(10, figures(0.12, 0.9), nullcontext)
     guard(11, figures(0.12, 0.9), nullcontext)
-    with pytest.raises(UserError, match="stopped after step 12.*13% on chosen and 90%") as caught:
+    with pytest.raises(UserError, match=r"stopped after step 12.*13% on chosen and 90%") as caught:
         guard(12, figures(0.15, 0.9), nullcontext)
     assert "nll()" in caught.value.hint
 

@@ -48,6 +48,7 @@ class Toy:
     """The adapter. A prompt gives the first letter; the response is scored letter by letter."""
 
     seeded = False
+    strata = 1
     fingerprint = "toy"
 
     def __init__(self, *, full: bool = False, dropout: float = 0.0) -> None:

@@ -83,6 +83,10 @@ class DiffusionAdapter:
     seeded = True
 
     @property
+    def strata(self) -> int:
+        return self.law.strata
+
+    @property
     def device(self) -> torch.device:
         return next(self.policy.parameters()).device
 
@@ -172,9 +176,11 @@ class DiffusionAdapter:
                     self.encoders.texts(replace(part, rows=(collate.without_prompt(part.rows[0]),)))
 
     def release_encoders(self) -> None:
-        """Drop VAE and text encoders from memory. Raises UserError without a cache.
+        """Take VAE and text encoders out of the accelerator's memory. Raises UserError without a
+        cache.
 
-        To be called when the cache holds all media and prompts; sampling needs a new adapter then.
+        To be called when the cache holds all media and prompts. They wait in the host's memory;
+        sampling fetches them, and puts them back.
         """
         self.encoders.release()
 
@@ -217,7 +223,7 @@ class DiffusionAdapter:
         texts = [self.collator.prompt_of(prompt) for prompt in prompts]
         mixed = self.precision != torch.float32
         autocast = torch.autocast(self.device.type, dtype=self.precision, enabled=mixed)
-        with autocast:
+        with autocast, self.encoders.fetched(self.device):
             media = sample_media(
                 self.pipe,
                 texts,

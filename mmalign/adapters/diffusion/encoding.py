@@ -6,7 +6,8 @@ else, and is stored under a hash of its content and of the encoder's weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -29,7 +30,7 @@ ENCODERS = ("vae", *TEXT_PARTS)
 class Encoders:
     """The parts of a pipeline that turn media and prompts into what the denoiser is given.
 
-    calls: how often VAE and text encoders ran.
+    calls: how often VAE and text encoders ran. released: they wait on the host and do not run.
     """
 
     pipe: Any
@@ -37,6 +38,7 @@ class Encoders:
     text_options: Mapping[str, Any]
     store: Store | None
     calls: dict[str, int] = field(default_factory=lambda: {"media": 0, "text": 0})
+    released: bool = False
 
     def moments(self, part: Part) -> list[Moments]:
         """VAE moments of each row, on the CPU, float32."""
@@ -56,7 +58,7 @@ class Encoders:
         return [found[row.text_key] for row in part.rows]
 
     def _encode_media(self, row: Row) -> dict[str, Tensor]:
-        if self.pipe.vae is None:
+        if self.released:
             raise _released("the VAE")
         assert row.pixels is not None  # the collator gives pixels where it has no moments
         self.calls["media"] += 1
@@ -89,19 +91,33 @@ class Encoders:
         """
         return _scopes(self.pipe, self.text_options)
 
-    @property
-    def released(self) -> bool:
-        return self.pipe.text_encoder is None
-
     def release(self) -> None:
-        """Drop VAE and text encoders from memory: from now on everything must be in the store."""
+        """Move VAE and text encoders to the host: from now on everything must be in the store."""
         if self.store is None:
             raise UserError(
                 "without a cache the encoders are needed in every step",
                 hint="load_diffusion(..., cache=FOLDER) keeps what they compute",
             )
-        there = [name for name in ENCODERS if name in self.pipe.components]
-        self.pipe.register_modules(**dict.fromkeys(there))
+        self.released = True
+        self._move(torch.device("cpu"))
+
+    @contextmanager
+    def fetched(self, device: torch.device) -> Iterator[None]:
+        """Inside, released encoders are on this device."""
+        if self.released:
+            self._move(device)
+        try:
+            yield
+        finally:
+            if self.released:
+                self._move(torch.device("cpu"))
+
+    def _move(self, device: torch.device) -> None:
+        for name in ENCODERS:
+            if (part := self.pipe.components.get(name)) is not None:
+                part.to(device)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _scopes(pipe: Any, text_options: Mapping[str, Any]) -> tuple[str, str]:

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from mmalign.adapters.diffusion.media import encoded
-from mmalign.errors import UserError
 from mmalign.records import Media
 
 Progress = Callable[[int, int], None]
@@ -26,14 +25,9 @@ def sample_media(
     batch_size: int,
     progress: Progress | None,
 ) -> list[Media]:
-    """call: arguments of the pipeline. Raises UserError when its encoders were released."""
+    """call: arguments of the pipeline."""
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
-    if pipe.vae is None or pipe.text_encoder is None:
-        raise UserError(
-            "sampling needs the VAE and the text encoders, which were released",
-            hint="load the model again, or do not call release_encoders()",
-        )
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
     training = [part.training for part in parts]
     done: list[Media] = []

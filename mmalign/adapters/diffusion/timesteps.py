@@ -33,8 +33,8 @@ class TimestepLaw:
         "resolution" takes the s with which the pipeline samples at this resolution.
     low, high: the law is conditioned on low <= t <= high.
     strata: row seeds are spread over this many equal parts of the law, `seed % strata` choosing the
-        part. It changes nothing for seeds that are hashes; a trainer that hands the rows of a step
-        consecutive residues gets a stratified step.
+        part. The rows of a training step are given all residues in turn, so that each step sees
+        all parts of the law: what it learns from varies less from step to step.
     """
 
     law: Literal["uniform", "logit_normal", "mode"] = "uniform"

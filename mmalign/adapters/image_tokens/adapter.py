@@ -66,6 +66,7 @@ class ImageTokenAdapter:
     precision: torch.dtype = torch.float32
     dropouts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     seeded = False
+    strata = 1
     _codes: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
 
     @property

@@ -57,6 +57,7 @@ class VisionLanguageAdapter:
     precision: torch.dtype = torch.float32
     dropouts: Mapping[str, float] = field(default_factory=dict)
     seeded = False
+    strata = 1
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
