@@ -149,7 +149,10 @@ class Cached:
         self, inputs: Inputs, keys: Sequence[str], seeds: Sequence[int], stats: Collection[str] = ()
     ) -> Scored:
         if stats:
-            raise ValueError(f"the cache holds log-probabilities only, not {', '.join(stats)}")
+            raise ValueError(
+                f"the cache holds log-probabilities only, not {', '.join(stats)}: this objective "
+                "compares whole predictions, which takes another reference than a cache"
+            )
         places = [self._place(key, seed) for key, seed in zip(keys, seeds, strict=True)]
         found = self._read(places)
         if missing := [i for i, place in enumerate(places) if place not in found]:

@@ -13,7 +13,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ from mmalign.adapters.packing import (
     set_attention,
     use_segments,
 )
-from mmalign.adapters.protocol import Inputs, Scored, TokenScores
-from mmalign.adapters.token_log_probs import Tail, token_log_probs
+from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Inputs, Scored, TokenScores
+from mmalign.adapters.token_log_probs import Tail, log_distributions, token_log_probs
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,13 @@ def score(
         tail,
         vocabulary=vocabulary(lm),
         head_trained=not abilities.tail or head_trained(lm),
-        stats=stats,
+        stats=set(stats) - {PREDICTIONS, DIVERGENCE},
+        reference=inputs[PREDICTIONS] if DIVERGENCE in stats else None,
     )
-    return tabulated(flat, figures, inputs)
+    scored = tabulated(flat, figures, inputs)
+    if PREDICTIONS not in stats:
+        return scored
+    return replace(scored, predictions=log_distributions(states, tail, vocabulary=vocabulary(lm)))
 
 
 def tabulated(flat: Tensor, figures: Mapping[str, Tensor], inputs: Inputs) -> Scored:
@@ -162,7 +166,8 @@ def tabulated(flat: Tensor, figures: Mapping[str, Tensor], inputs: Inputs) -> Sc
     tokens = TokenScores(
         table(flat), mask, inputs["weights"], {name: table(c) for name, c in figures.items()}
     )
-    return Scored(tokens.log_probs.sum(-1), mask.sum(-1).float(), tokens)
+    divergence = tokens.stats[DIVERGENCE].sum(-1) if DIVERGENCE in figures else None
+    return Scored(tokens.log_probs.sum(-1), mask.sum(-1).float(), tokens, divergence=divergence)
 
 
 def predicting_states(

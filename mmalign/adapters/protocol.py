@@ -23,6 +23,12 @@ Inputs = dict[str, Any]
 """One batch for one call of the model: tensors by name, and whatever else the adapter needs."""
 
 
+PREDICTIONS = "predictions"
+"""The figure to ask a model for when another one's divergence from it is wanted."""
+DIVERGENCE = "divergence"
+"""The figure that needs `inputs[PREDICTIONS]`, what the first model answered for the same batch."""
+
+
 @dataclass(frozen=True)
 class TokenScores:
     """Per response element, padded at the end: log_probs (n t) in nats, mask (n t), weights (n t),
@@ -37,11 +43,18 @@ class TokenScores:
 @dataclass(frozen=True)
 class Scored:
     """What one model thinks of n samples: float32 sums over response elements (n,), in nats, and
-    the number of elements (n,). `tokens` is None where a response has no elements (denoisers)."""
+    the number of elements (n,). `tokens` is None where a response has no elements (denoisers).
+
+    predictions: everything the model expected, in the adapter's own form, where it was asked for.
+    divergence: KL(first || this model) in nats, summed over elements (n,), with gradient; for
+    denoisers, whose prediction is the mean of a Gaussian, half the mean squared difference.
+    """
 
     log_probs: Tensor
     lengths: Tensor
     tokens: TokenScores | None = None
+    predictions: Any = None
+    divergence: Tensor | None = None
 
 
 class Adapter(Protocol):
@@ -81,7 +94,10 @@ class Adapter(Protocol):
         ...
 
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
-        """Log-probability of each sample's response given its prompt, by one call of the model."""
+        """Log-probability of each sample's response given its prompt, by one call of the model.
+
+        stats: figures wanted beside it, `PREDICTIONS` and `DIVERGENCE` among them.
+        """
         ...
 
     def reference_mode(self) -> AbstractContextManager[None]:

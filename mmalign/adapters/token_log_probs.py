@@ -43,12 +43,15 @@ def token_log_probs(
     vocabulary: int,
     head_trained: bool,
     stats: Collection[str] = (),
+    reference: Tensor | None = None,
     budget: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """log p(target) in nats, float32 (p,), and the `STATS` asked for by name, each float32 (p,).
 
     hidden: (p h) states that predict the targets (p,). vocabulary: v, which sizes the chunks.
     head_trained: whether parameters inside `tail` need gradients.
+    reference: (p v) log-probabilities of another model; "divergence", KL(other || this), is then
+    among the figures, with gradient.
     budget: bytes of one chunk's float32 logits; the device's `BUDGET` by default.
     Raises ValueError for an unknown statistic.
     """
@@ -56,32 +59,62 @@ def token_log_probs(
     if unknown:
         raise ValueError(f"unknown token statistics {unknown}; there are {sorted(STATS)}")
     names = tuple(sorted(stats))
-    limit = BUDGET.get(hidden.device.type, BUDGET["cuda"]) if budget is None else budget
-    rows = max(1, limit // (4 * vocabulary))
+    rows = _rows(hidden, vocabulary, budget)
     if head_trained and torch.is_grad_enabled():
-        columns = _recomputed(hidden, targets, tail, names, rows)
+        columns = _recomputed(hidden, targets, tail, names, rows, reference)
     else:
-        columns = _Sloped.apply(hidden, targets, tail, names, rows)
+        columns = _Sloped.apply(hidden, targets, tail, names, rows, reference)
+    if reference is not None:
+        names = (*names, "divergence")
     return columns[0], dict(zip(names, columns[1:], strict=True))
 
 
-def _score(logits: Tensor, targets: Tensor, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-    """(1 + statistics, p): log p(target), then the statistics; and all log-probabilities (p v)."""
+def log_distributions(
+    hidden: Tensor, tail: Tail, *, vocabulary: int, budget: int | None = None
+) -> Tensor:
+    """(p v) log-probabilities of the whole vocabulary, float32, without gradient.
+
+    The one place where such a tensor exists whole: 4 v bytes for each position.
+    """
+    parts = hidden.detach().split(_rows(hidden, vocabulary, budget))
+    with torch.no_grad():
+        return torch.cat([tail(part).float().log_softmax(-1) for part in parts])
+
+
+def _rows(hidden: Tensor, vocabulary: int, budget: int | None) -> int:
+    """Positions of a chunk."""
+    limit = BUDGET.get(hidden.device.type, BUDGET["cuda"]) if budget is None else budget
+    return max(1, limit // (4 * vocabulary))
+
+
+def _score(
+    logits: Tensor, targets: Tensor, names: tuple[str, ...], reference: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(1 + statistics, p): log p(target), the statistics, and the divergence if there is a
+    reference; and all log-probabilities (p v)."""
     log_p = torch.log_softmax(logits, -1)
     target = log_p.gather(-1, targets[:, None])[:, 0]
-    figures = (STATS[name](log_p.detach()) for name in names)
+    figures = [STATS[name](log_p.detach()) for name in names]
+    if reference is not None:
+        figures.append((reference.exp() * (reference - log_p)).sum(-1))
     return torch.stack([target, *figures]), log_p
 
 
 def _recomputed(
-    hidden: Tensor, targets: Tensor, tail: Tail, names: tuple[str, ...], rows: int
+    hidden: Tensor,
+    targets: Tensor,
+    tail: Tail,
+    names: tuple[str, ...],
+    rows: int,
+    reference: Tensor | None,
 ) -> Tensor:
-    def scored(states: Tensor, wanted: Tensor) -> Tensor:
-        return _score(tail(states).float(), wanted, names)[0]
+    def scored(states: Tensor, wanted: Tensor, other: Tensor | None) -> Tensor:
+        return _score(tail(states).float(), wanted, names, other)[0]
 
+    others = [None] * len(hidden) if reference is None else reference.split(rows)
     chunks = [
-        checkpoint(scored, h, t, use_reentrant=False)
-        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+        checkpoint(scored, h, t, other, use_reentrant=False)
+        for h, t, other in zip(hidden.split(rows), targets.split(rows), others, strict=False)
     ]
     return torch.cat(chunks, dim=1) if chunks else hidden.new_zeros(1 + len(names), 0).float()
 
@@ -97,16 +130,24 @@ class _Sloped(torch.autograd.Function):
         tail: Tail,
         names: tuple[str, ...],
         rows: int,
+        reference: Tensor | None,
     ) -> Tensor:
-        scores = torch.empty(1 + len(names), len(hidden), device=hidden.device)
+        columns = 1 + len(names) + (reference is not None)
+        scores = torch.empty(columns, len(hidden), device=hidden.device)
         wanted = ctx.needs_input_grad[0]
         slopes = torch.empty_like(hidden) if wanted else None
+        away = torch.empty_like(hidden) if wanted and reference is not None else None
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             with torch.set_grad_enabled(wanted):
                 state = hidden[part].detach().requires_grad_(wanted)
                 logits = tail(state).float()
-            scores[:, part], log_p = _score(logits.detach(), targets[part], names)
+            other = None if reference is None else reference[part]
+            scores[:, part], log_p = _score(logits.detach(), targets[part], names, other)
+            if away is not None and other is not None:
+                slope = log_p.exp() - other.exp()  # d divergence / d logits
+                (away[part],) = torch.autograd.grad(logits, state, slope, retain_graph=True)
+                del slope
             if slopes is not None:
                 slope = log_p.exp_().neg_()  # d log p(target) / d logits: one at the target, less p
                 slope[torch.arange(len(slope)), targets[part]] += 1
@@ -114,14 +155,16 @@ class _Sloped(torch.autograd.Function):
                 del slope
             del logits, log_p  # before the next chunk's, or two chunks are alive at a time
         if slopes is not None:
-            ctx.save_for_backward(slopes)
+            ctx.save_for_backward(*([slopes] if away is None else [slopes, away]))
         return scores
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (slopes,) = ctx.saved_tensors
+        slopes, *away = ctx.saved_tensors
         gradient = gradients[0][0, :, None] * slopes  # statistics carry no gradient
-        return gradient.to(slopes.dtype), None, None, None, None
+        for slope in away:
+            gradient = gradient + gradients[0][-1, :, None] * slope
+        return gradient.to(slopes.dtype), None, None, None, None, None
 
 
 def _top10(log_p: Tensor) -> Tensor:

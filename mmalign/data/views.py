@@ -25,6 +25,8 @@ NOISE_STEP, NOISE_STEPS = 500, 1000
 HIDDEN = 0.75
 """Share of an image's blocks that a block mask hides."""
 BLOCKS = 14
+SPECKLED = 0.3
+"""Share of the pixels that OPA-DPO hides."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,15 @@ def mask(image: Image.Image, draws: Draws) -> Image.Image:
     blocks = Image.fromarray(np.where(hidden.reshape(BLOCKS, BLOCKS), 255, 0).astype(np.uint8))
     stencil = blocks.resize(image.size, Image.Resampling.NEAREST)
     return Image.composite(grey(image, draws), image, stencil)
+
+
+def speckle(image: Image.Image, draws: Draws) -> Image.Image:
+    """Three tenths of the pixels, drawn one by one, get the image's mean colour. OPA-DPO's
+    corruption, arXiv:2501.09695."""
+    pixels = np.asarray(image)
+    hidden = draws.random(pixels.shape[:2]) < SPECKLED
+    mean = pixels.reshape(-1, 3).mean(0).round().astype(np.uint8)
+    return Image.fromarray(np.where(hidden[..., None], mean, pixels))
 
 
 def blur(image: Image.Image, draws: Draws) -> Image.Image:
@@ -215,6 +226,7 @@ ALTERATIONS: dict[str, Alteration] = {
     "grey": grey,
     "mask": mask,
     "noise": noise,
+    "speckle": speckle,
 }
 """What can be done to an image, by name."""
 

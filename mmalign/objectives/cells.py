@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmalign.objectives.options import Positive, SpecError
+from mmalign.objectives.options import NonNegative, Positive, SpecError
 from mmalign.objectives.scores import Batch, LogProbs, MissingInputError, Needs, Pair
+from mmalign.objectives.tokens import weighted
 
 CELL = re.compile(r"(chosen|rejected|candidate(?P<index>\d+))(@(?P<view>\w+))?")
 
@@ -117,6 +118,32 @@ def distilled_margins(
 
 def distilled_margins_needs(*, single: str = "swapped", multi: str = "both", **_: object) -> Needs:
     return Needs(reference=True, views=frozenset({single, multi, f"{multi}_swapped"}))
+
+
+def chip(
+    batch: Batch,
+    *,
+    beta: Positive = 0.5,
+    tau: NonNegative = 0.1,
+    view: str = "noise",
+    token_weights: bool = False,
+) -> Tensor:
+    """CHiP: answers, images and tokens in one sigmoid. arXiv:2501.16629.
+
+    sp(-beta {[D_w - D_l] + [D_w - D_w@view] - tau (K_l - sg[K_w])}), K as in `tdpo`. token_weights:
+    edited tokens count by their weights in the data, not divided by their sum (published: 4 for
+    LLaVA-1.6, 2 for Muffin).
+    """
+    change = weighted if token_weights else (lambda cell: cell)
+    chosen, rejected = read(batch, "chosen"), read(batch, "rejected")
+    better, worse, blurred = map(change, (chosen, rejected, read(batch, f"chosen@{view}")))
+    contrasts = 2 * better.ratio - worse.ratio - blurred.ratio
+    return -logsigmoid(beta * (contrasts - tau * (rejected.kl - chosen.kl.detach())))
+
+
+def chip_needs(*, view: str = "noise", token_weights: bool = False, **_: object) -> Needs:
+    views = frozenset({view})
+    return Needs(reference=True, divergence=True, tokens=token_weights, views=views)
 
 
 def read(batch: Batch, cell: str) -> LogProbs:

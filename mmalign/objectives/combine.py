@@ -344,6 +344,9 @@ def _ready(batch: Batch) -> Batch:
         policy=torch.where(present, candidates.policy, 0.0),
         reference=torch.where(present, candidates.reference, 0.0),
         length=torch.where(present, candidates.length, 1),
+        divergence=None
+        if candidates.divergence is None
+        else torch.where(present, candidates.divergence, 0.0),
     )
     return replace(batch, candidates=filled.with_aux(grade=batch.grades.to(filled.policy)))
 

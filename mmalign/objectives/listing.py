@@ -89,6 +89,7 @@ def needs(name: str) -> str:
     else:
         return "depends on its options"
     words = ["reference"] * found.reference + ["tokens"] * found.tokens
+    words += ["divergence"] * found.divergence
     words += [f"view {view}" for view in sorted(found.views)]
     words += [f"token figure {stat}" for stat in sorted(found.stats)]
     return ", ".join(words + [f"aux {number}" for number in sorted(found.aux)])

@@ -300,6 +300,34 @@ def apo_down(chosen: LogProbs, rejected: LogProbs, *, beta: Positive = 0.1) -> T
     return (beta * chosen.ratio).sigmoid() + (-beta * margin(chosen, rejected)).sigmoid()
 
 
+# ---- with the divergence of whole predictions
+
+
+def tdpo(
+    chosen: LogProbs, rejected: LogProbs, *, beta: Positive = 0.1, alpha: NonNegative = 0.5
+) -> Tensor:
+    """Token-level DPO: sp(-beta (h - alpha (K_l - sg[K_w]))). arXiv:2404.11999, its second form.
+
+    K: KL(reference || policy) summed over the response's tokens, under their own prefixes; that of
+    the chosen response carries no gradient.
+    """
+    further = rejected.kl - chosen.kl.detach()
+    return -logsigmoid(beta * (margin(chosen, rejected) - alpha * further))
+
+
+def dspo(chosen: LogProbs, rejected: LogProbs, *, beta: Positive = 1e-3) -> Tensor:
+    """Direct score preference optimisation: the mean of ||(p - t) - u (p - r)||^2 over the chosen.
+
+    p, r, t: predictions of policy and reference, and the target; u = beta (1 - sigmoid(beta h)).
+    The rejected image counts through u alone. For denoisers. ICLR 2025, openreview xyfb9HHvMe; the
+    form of its code for Stable Diffusion 1.5, where gradients flow through u too.
+    """
+    push = beta * (-beta * margin(chosen, rejected)).sigmoid()
+    error, reference, apart = -2 * chosen.policy, -2 * chosen.reference, 2 * chosen.kl
+    # <p - t, p - r> from the three squares.
+    return error - push * (error + apart - reference) + push**2 * apart
+
+
 # ---- over the whole batch: sorted, so that row i of the result is not preference i
 
 

@@ -27,7 +27,11 @@ COLUMNS, CELL, ROW = 4, 196, 138
 LEFT, TOP, WIDE, HIGH = 14, 34, 168, 68
 LOSS, SLOPE, INK, SOFT, LINE = "#2563c9", "#c2410c", "#1c2024", "#60676f", "#d5d9dd"
 
-DENOISERS = {"denoising_odds", "mapo"}
+VIEWS = (
+    "both", "both_swapped", "crop", "grey", "mismatched", "no_image", "noise", "speckle", "swapped",
+)  # fmt: skip
+
+DENOISERS = {"denoising_odds", "dspo", "mapo"}
 """What is given errors of a denoiser, which are small, in the place of sums over tokens."""
 
 PICTURES: dict[str, tuple[str, Callable[[Entry], bool]]] = {
@@ -105,7 +109,7 @@ def _batch(h: Tensor, reach: float, width: int, thumb: float | None, denoiser: b
     start = -0.05 if denoiser else -reach
     ratio = h[:, None] * places
     still = _candidates(torch.zeros_like(ratio), start, denoiser)
-    names = ("both", "both_swapped", "crop", "mismatched", "no_image", "swapped")
+    names = VIEWS
     return Batch(
         _candidates(ratio, start, denoiser),
         grades.expand(ratio.shape),
@@ -124,9 +128,14 @@ def _candidates(ratio: Tensor, start: float, denoiser: bool) -> LogProbs:
         weights=torch.ones(shape, dtype=torch.float64),
         stats={"collision": (reference.detach() / count)[..., None].expand(shape)},
     )
-    numbers = {"confidence": 0.8, "safety": 0.5, "weight": 0.5, "factor": 0.5}
+    numbers = {"confidence": 0.8, "safety": 0.5, "weight": 0.5, "factor": 0.5, "difficulty": 1.5}
     aux = {name: torch.full_like(reference, value) for name, value in numbers.items()}
-    return LogProbs(reference + ratio, reference, torch.full_like(reference, count), each, aux)
+    # A denoiser's error is changed in the shortest way; texts are shown without a divergence.
+    roots = (-2 * (reference + ratio)).sqrt() - (-2 * reference).sqrt()
+    apart = 0.5 * roots**2 if denoiser else torch.zeros_like(reference)
+    return LogProbs(
+        reference + ratio, reference, torch.full_like(reference, count), each, aux, apart
+    )
 
 
 # ---- drawing

@@ -56,6 +56,52 @@ def mdpo(*, beta: Positive = 0.1, delta: float = 0.0) -> str:
     return f"dpo(beta={beta}) + {conditional} + {anchor}"
 
 
+def v_dpo(*, beta: Positive = 0.1, strength: float = 1.5, view: str = "grey") -> str:
+    """V-DPO: DPO of a policy that is guided away from what it says without the image.
+
+    view: "grey", an empty picture, or "no_image". arXiv:2411.02712, whose released setting has no
+    gradient (strength 0); between 1, which is DPO, and 2 it has.
+    """
+    return f"guided(dpo(beta={beta}), strength={strength}, view={view!r})"
+
+
+def da_dpo(*, beta: Positive = 0.1, weight: str = "difficulty") -> str:
+    """DA-DPO: sp(-beta u h), u = aux[weight] larger for harder preferences. arXiv:2601.00623.
+
+    The paper estimates u from how well models of two kinds already tell the pair apart.
+    """
+    return f"dynamic_beta(dpo(beta={beta}), factor={weight!r}, strength=1.0, base=0.0)"
+
+
+def opa_dpo(
+    *,
+    beta: Positive = 0.1,
+    image: NonNegative = 0.2,
+    anchor: NonNegative = 1.0,
+    delta: float = 0.0,
+    view: str = "speckle",
+) -> str:
+    """OPA-DPO: corrected answers, images and anchors. arXiv:2501.09695, as in the paper.
+
+    Candidates: the dataset's answer; the policy's own answer as corrected, its tokens weighted by
+    how wrong their sentence was; the same weighted by whether that error was one of seeing; the
+    policy's own answer, weighted as the first correction. image, anchor: gamma_1 and gamma_2. The
+    reference is the model after fine-tuning on the first two. The authors' code differs: it applies
+    the sigmoid per position, padding included, and its anchor pushes corrections down.
+    """
+    plain, weighted = f"dpo(beta={beta})", f"weighted(dpo(beta={beta}))"
+    anchors = f"chosen_anchor(beta={beta}, delta={delta})"
+    terms = [
+        f"contrast({plain}, better='candidate0', worse='rejected')",
+        f"contrast({weighted}, better='candidate1', worse='rejected')",
+        f"{image}*contrast({plain}, better='candidate0', worse='candidate0@{view}')",
+        f"{image}*contrast({weighted}, better='candidate2', worse='candidate2@{view}')",
+        f"{anchor}*at({anchors}, cell='candidate0')",
+        f"{anchor}*at({anchors}, cell='candidate1')",
+    ]
+    return " + ".join(terms)
+
+
 def svco(*, beta: Positive = 0.1) -> str:
     """S-VCO: image over no image over the wrong image, for both images. arXiv:2502.13928.
 

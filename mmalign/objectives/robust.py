@@ -71,15 +71,17 @@ def importance_needs(*, weight: str = "weight") -> Needs:
     return Needs(aux=frozenset({weight}))
 
 
-def dynamic_beta(loss: Pair, *, factor: str = "factor", strength: NonNegative = 0.1) -> Pair:
-    """A beta for each preference: log-ratios count max(1 + strength aux[factor], 0.01) times.
+def dynamic_beta(
+    loss: Pair, *, factor: str = "factor", strength: NonNegative = 0.1, base: NonNegative = 1.0
+) -> Pair:
+    """A beta for each preference: log-ratios count max(base + strength aux[factor], 0.01) times.
 
     MM-DPO's beta (1 + w f), whose factor comes from the margin of a reward; arXiv:2502.10391.
-    With strength = 1 and factor u - 1 it is DA-DPO's beta u; arXiv:2601.00623.
+    With base 0 and strength 1 it is DA-DPO's beta u; arXiv:2601.00623.
     """
 
     def scaled(chosen: LogProbs, rejected: LogProbs) -> Tensor:
-        times = (1 + strength * chosen.number(factor)).clamp(min=0.01)
+        times = (base + strength * chosen.number(factor)).clamp(min=0.01)
         return loss(_times(chosen, times), _times(rejected, times))
 
     return scaled

@@ -61,6 +61,8 @@ class LogProbs:
     tokens: the same per element, where the adapter has it.
     aux: (...) numbers that come with the data, by name: "grade", "margin", "annotator" ... A number
         of a preference as a whole is repeated for each of its candidates (see `gap`).
+    divergence: (...) KL(reference || policy) in nats, summed over elements, where an objective
+        asked for it; for denoisers half the mean squared difference of the two predictions.
     """
 
     policy: Tensor
@@ -68,6 +70,7 @@ class LogProbs:
     length: Tensor
     tokens: TokenLogProbs | None = None
     aux: Mapping[str, Tensor] = field(default_factory=dict)
+    divergence: Tensor | None = None
 
     @property
     def ratio(self) -> Tensor:
@@ -97,6 +100,17 @@ class LogProbs:
                 "`needs.tokens` is passed on"
             )
         return self.tokens
+
+    @property
+    def kl(self) -> Tensor:
+        """The divergence. Raises MissingInputError where none was computed."""
+        if self.divergence is None:
+            raise MissingInputError(
+                "this objective reads KL(reference || policy) of whole predictions "
+                "(LogProbs.divergence) and there is none: adapters give it when the objective's "
+                "`needs.divergence` is passed on"
+            )
+        return self.divergence
 
     def number(self, name: str) -> Tensor:
         """A number that comes with the data, by name. Raises MissingInputError when it does not."""
@@ -163,11 +177,13 @@ class Needs:
 
     reference: log-probabilities under the reference.
     tokens: log-probabilities per element. stats: figures per element (`TokenLogProbs.stats`).
+    divergence: of the policy's whole predictions from the reference's.
     views: other views of the candidates. aux: numbers that must come with the data.
     """
 
     reference: bool = False
     tokens: bool = False
+    divergence: bool = False
     stats: frozenset[str] = frozenset()
     views: frozenset[str] = frozenset()
     aux: frozenset[str] = frozenset()
@@ -176,6 +192,7 @@ class Needs:
         return Needs(
             self.reference or other.reference,
             self.tokens or other.tokens,
+            self.divergence or other.divergence,
             self.stats | other.stats,
             self.views | other.views,
             self.aux | other.aux,

@@ -93,6 +93,7 @@ def simpo_options(given: Mapping[str, Constant]) -> dict[str, Constant]:
 
 REF = Needs(reference=True)
 TOKENS = Needs(tokens=True)
+KL = Needs(divergence=True)
 P, T, R, U, A = pairwise, tokens, ranking, unpaired, anchors
 W, C, S = robust, cells, presets
 
@@ -134,6 +135,9 @@ TABLE: dict[str, Entry] = {
     "apo_zero": Entry(P.apo_zero, "pair", "sig(-beta D_w) + sig(beta D_l)", "2408.06266", REF),
     "apo_down": Entry(P.apo_down, "pair", "sig(beta D_w) + sig(-beta h)", "2408.06266", REF),
     "bco_pair": Entry(U.BcoPair, "pair", "sp(d - beta D_w) + sp(beta D_l - d)", "2404.04656", REF),
+    # with the divergence of whole predictions
+    "tdpo": Entry(P.tdpo, "pair", "sp(-beta (h - alpha (K_l - K_w)))", "2404.11999", REF | KL),
+    "dspo": Entry(P.dspo, "pair", "|(p - t) - u (p - r)|^2", "ICLR 2025, xyfb9HHvMe", REF | KL),
     # single tokens
     "critical_token_dpo": Entry(
         T.critical_token_dpo,
@@ -258,6 +262,10 @@ TABLE: dict[str, Entry] = {
         C.distilled_margins, "batch", "CE(sig(beta z), sig(beta z'))", "2605.31312",
         C.distilled_margins_needs,
     ),
+    "chip": Entry(
+        C.chip, "batch", "sp(-beta (h + D_w - D_w@view - tau (K_l - K_w)))", "2501.16629",
+        C.chip_needs,
+    ),
     # papers' names for compositions
     "cpo": Entry(S.cpo, "preset", "contrastive + alpha nll", "2401.08417"),
     "orpo": Entry(S.orpo, "preset", "nll + beta odds_ratio", "2403.07691"),
@@ -274,6 +282,11 @@ TABLE: dict[str, Entry] = {
         S.triple_po, "preset", "contrastive + alpha nll(gold)", "2405.16681", width=3
     ),
     "mdpo": Entry(S.mdpo, "preset", "dpo + contrast(crop) + chosen_anchor", "2406.11839"),
+    "v_dpo": Entry(S.v_dpo, "preset", "guided(dpo)", "2411.02712"),
+    "da_dpo": Entry(S.da_dpo, "preset", "dpo at beta times a weight", "2601.00623"),
+    "opa_dpo": Entry(
+        S.opa_dpo, "preset", "contrasts of answers and images + anchors", "2501.09695", width=4
+    ),
     "svco": Entry(S.svco, "preset", "four contrasts of images", "2502.13928"),
     "icvco": Entry(S.icvco, "preset", "contrasts of answers + distillation", "2605.31312"),
     "symmpo": Entry(S.symmpo, "preset", "contrasts of answers + anchors", "2506.11712", width=3),

@@ -127,6 +127,12 @@ def _reference(
     if not objective.needs.reference:
         return None
     lora = has_lora(adapter.policy)
+    if kind == "cache" and objective.needs.divergence:
+        raise UserError(
+            f"{objective.spec} compares whole predictions with the reference's, which a cache does "
+            "not hold",
+            hint="use --reference auto",
+        )
     match kind:
         case "auto":
             return AdapterOff(adapter) if lora else FrozenCopy.of(adapter)

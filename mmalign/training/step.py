@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmalign.adapters.protocol import Adapter, Inputs, Scored
+from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Adapter, Inputs, Scored
 from mmalign.objectives import Objective
 from mmalign.objectives.metrics import metrics
 from mmalign.objectives.scores import BASELINES, Batch, LogProbs, TokenLogProbs
@@ -101,7 +101,14 @@ def _score(
 ) -> LogProbs:
     inputs = adapter.encode(rows.inputs)
     stats = sorted(objective.needs.stats)
-    told = None if reference is None else reference.log_probs(inputs, rows.keys, rows.seeds)
+    # Of the candidates as they are; no objective compares predictions in other views.
+    compared = objective.needs.divergence and rows is micro.candidates
+    told = None
+    if reference is not None:
+        wanted = [PREDICTIONS] if compared else []
+        told = reference.log_probs(inputs, rows.keys, rows.seeds, wanted)
+        if compared:
+            inputs, stats = {**inputs, PREDICTIONS: told.predictions}, [*stats, DIVERGENCE]
     policy = scorer(inputs, stats)
     return arrange(policy, told, rows.slots, {**micro.aux, "grade": micro.grades})
 
@@ -135,6 +142,7 @@ def arrange(
         reference=lay(unknown if reference is None else reference.log_probs),
         length=lay(policy.lengths),
         tokens=tokens,
+        divergence=None if policy.divergence is None else lay(policy.divergence),
         aux={name: _per_candidate(tensor, place) for name, tensor in aux.items()},
     )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmalign.adapters.token_log_probs import STATS, token_log_probs
+from mmalign.adapters.token_log_probs import STATS, log_distributions, token_log_probs
 
 POSITIONS, SIZE, VOCABULARY = 7, 5, 23
 
@@ -45,6 +45,32 @@ def test_values_and_gradients_equal_plain_ones(
     plain = torch.log_softmax(capped(head)(hidden), -1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(mine, plain)
     gradients = (torch.autograd.grad((weight * x).sum(), wanted) for x in (mine, plain))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize("head_trained", [False, True])
+def test_the_divergence_from_another_model(
+    problem: tuple[Tensor, Tensor, nn.Linear], rows: int, head_trained: bool
+) -> None:
+    hidden, targets, head = problem
+    head.requires_grad_(head_trained)
+    wanted = [hidden, *(head.parameters() if head_trained else ())]
+    other = log_distributions(
+        hidden + 1, capped(head), vocabulary=VOCABULARY, budget=4 * VOCABULARY * rows
+    )
+    mine, figures = token_log_probs(
+        hidden, targets, capped(head), vocabulary=VOCABULARY, head_trained=head_trained,
+        reference=other, stats=["entropy"], budget=4 * VOCABULARY * rows,
+    )  # fmt: skip
+    log_p = torch.log_softmax(capped(head)(hidden), -1)
+    plain = torch.distributions.kl_divergence(
+        torch.distributions.Categorical(logits=other), torch.distributions.Categorical(logits=log_p)
+    )
+    torch.testing.assert_close(figures["divergence"], plain)
+    both = (figures["divergence"] + 2 * mine, plain + 2 * log_p.gather(-1, targets[:, None])[:, 0])
+    gradients = (torch.autograd.grad(x.square().sum(), wanted) for x in both)
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -64,8 +64,10 @@ def random_tokens(shape: tuple[int, ...], width: int, generator: torch.Generator
     )
 
 
-NUMBERS = ("confidence", "safety", "weight", "factor")
-VIEWS = ("mismatched", "crop", "no_image", "swapped", "both", "both_swapped")
+NUMBERS = ("confidence", "safety", "weight", "factor", "difficulty")
+VIEWS = (
+    "mismatched", "crop", "no_image", "swapped", "both", "both_swapped", "noise", "grey", "speckle",
+)  # fmt: skip
 
 
 def random_log_probs(shape: tuple[int, ...], seed: int = 0) -> LogProbs:
@@ -79,6 +81,7 @@ def random_log_probs(shape: tuple[int, ...], seed: int = 0) -> LogProbs:
         length=tokens.mask.sum(-1),
         tokens=tokens,
         aux={name: (row + 0.1).expand(shape) for name in NUMBERS},
+        divergence=torch.rand(shape, dtype=torch.float64, generator=generator),
     )
 
 

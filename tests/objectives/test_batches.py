@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmalign.objectives import Batch, LogProbs, MissingInputError, objective
+from mmalign.objectives.table import TABLE
 
 
 def test_terms_add_up_to_the_loss() -> None:
@@ -38,8 +39,8 @@ def test_terms_add_up_to_the_loss() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_one_number_per_preference(name: str) -> None:
-    width = 3 if "symmpo" in name else 2
-    assert objective(EXAMPLES[name]).loss(random_batch(rows=3, width=width)).shape == (3,)
+    batch = random_batch(rows=3, width=TABLE[name].width)
+    assert objective(EXAMPLES[name]).loss(batch).shape == (3,)
 
 
 def test_pairs_of_thumbs_and_lists_are_refused_with_a_remedy() -> None:

@@ -25,7 +25,7 @@ from mmalign.objectives.table import TABLE
 PAIRS = [EXAMPLES[n] for n, e in TABLE.items() if e.kind == "pair" and not e.around]
 # aot compares s and r each sorted: a shift that differs from pair to pair reorders both
 NOT_OF_RATIOS = {
-    "simpo()", "contrastive()", "slic()", "odds_ratio()", "denoising_odds()", "aot()",
+    "simpo()", "contrastive()", "slic()", "odds_ratio()", "denoising_odds()", "aot()", "dspo()",
     "logic(loss='cCPO')",
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def changed(batch: Batch, change: object) -> Batch:
 # wpo and em hold their weights constant, on purpose: their gradients are tested below.
 @pytest.mark.parametrize("name", sorted(set(EXAMPLES) - {"em", "wpo"}))
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
-    batch, loss = random_batch(rows=2), objective(EXAMPLES[name]).loss
+    batch, loss = random_batch(2, TABLE[name].width), objective(EXAMPLES[name]).loss
     assert batch.candidates.tokens is not None
     policy = batch.candidates.tokens.policy.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda p: loss(with_policy(batch, p)), [policy])
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_float32_agrees_with_float64(name: str) -> None:
-    batch, term = random_batch(), objective(EXAMPLES[name])
+    batch, term = random_batch(width=TABLE[name].width), objective(EXAMPLES[name])
 
     def single(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.is_floating_point() else tensor
@@ -76,14 +76,15 @@ def test_float32_agrees_with_float64(name: str) -> None:
 def test_extreme_log_ratios_neither_overflow_nor_lose_the_gradient(
     name: str, ratio: tuple[float, float]
 ) -> None:
-    batch = random_batch()
-    policy = (-2500 + torch.tensor(ratio)).expand(4, 2).clone().requires_grad_()
+    width = TABLE[name].width
+    batch, sides = random_batch(width=width), torch.linspace(*ratio, width)
+    policy = (-2500 + sides).expand(4, width).clone().requires_grad_()
 
     def single(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.is_floating_point() else tensor
 
     batch = changed(batch, single)
-    candidates = replace(batch.candidates, policy=policy, reference=torch.full((4, 2), -2500.0))
+    candidates = replace(batch.candidates, policy=policy, reference=torch.full((4, width), -2500.0))
     loss = objective(EXAMPLES[name]).loss(replace(batch, candidates=candidates))
     assert loss.isfinite().all()
     (gradient,) = torch.autograd.grad(loss.sum() + 0 * policy.sum(), policy)
@@ -108,17 +109,22 @@ LOG_2 = [
     " strength=1.0)", "smooth(dpo(), rate=0.3)", "robust(dpo(), flip_rate=0.3)", "em(dpo())",
     "0.5*bco_pair()", "0.5*nca()", "plackett_luce()", "all_pairs(dpo())",
 ]  # fmt: skip
-TOTALS = {"mdpo()": 3.0, "svco()": 4.0, "symmpo()": 4.0}  # in units of log 2
+TOTALS = {
+    "mdpo()": 3.0, "svco()": 4.0, "symmpo()": 4.0, "icvco()": 2.5, "opa_dpo()": 2 + 0.4 + 2,
+    "chip()": 1.0, "chip(token_weights=True)": 1.0, "tdpo()": 1.0, "da_dpo()": 1.0,
+}  # fmt: skip
+"""In units of log 2."""
 
 
 @pytest.mark.parametrize("spec", [*LOG_2, *TOTALS])
 def test_an_untrained_policy_costs_log_2(spec: str) -> None:
-    batch = random_batch()
+    batch = random_batch(width=4 if "opa" in spec else 2)
 
     def untrained(seen: LogProbs) -> LogProbs:
         assert seen.tokens is not None
         tokens = replace(seen.tokens, reference=seen.tokens.policy)
-        return replace(seen, reference=seen.policy, tokens=tokens)
+        none = torch.zeros_like(seen.policy)
+        return replace(seen, reference=seen.policy, tokens=tokens, divergence=none)
 
     views = {name: untrained(view) for name, view in batch.views.items()}
     batch = replace(batch, candidates=untrained(batch.candidates), views=views)

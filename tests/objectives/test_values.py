@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -570,6 +571,108 @@ def test_importance_multiplies_and_dynamic_beta_scales() -> None:
     for strength, times in ((0.4, 1 + 0.4 * factor), (1.0, numbers(1.5, 0.01, 1.0))):
         found = objective(f"dynamic_beta(dpo(beta=0.1), strength={strength})")(*pair)
         torch.testing.assert_close(found, -(0.1 * times * h).sigmoid().log())
+
+
+# ---- whole predictions
+
+
+def diverging(ratio: float, kl: float) -> LogProbs:
+    return replace(of_ratio(ratio), divergence=numbers(kl))
+
+
+def test_tdpo_counts_how_far_the_rejected_side_diverged_further() -> None:
+    chosen, rejected = diverging(2.0, 0.5), diverging(-1.0, 1.5)
+    for alpha, h in ((0.0, 3.0), (0.5, 2.5), (1.0, 2.0)):
+        found = objective(f"tdpo(beta=0.1, alpha={alpha})")(chosen, rejected)
+        same(found, (math.log1p(math.exp(-0.1 * h)),))
+
+
+def test_chip_is_one_sigmoid_over_answers_images_and_tokens() -> None:
+    batch = Batch(
+        _both(diverging(0.4, 0.5), diverging(-0.6, 1.5)),
+        numbers(1, 0)[None],
+        {"noise": _both(diverging(-0.2, 0.0), diverging(0.0, 0.0))},
+    )
+    z = (0.4 + 0.6) + (0.4 + 0.2) - 0.1 * (1.5 - 0.5)
+    same(objective("chip(beta=0.5)").loss(batch), (math.log1p(math.exp(-0.5 * z)),))
+    without = objective("chip(beta=0.5, tau=0)").loss(batch)
+    same(without, (math.log1p(math.exp(-0.5 * 1.6)),))
+
+
+def _both(chosen: LogProbs, rejected: LogProbs) -> LogProbs:
+    def side(name: str) -> Tensor:
+        return torch.stack([getattr(chosen, name), getattr(rejected, name)], 1)
+
+    return LogProbs(
+        side("policy"), side("reference"), side("length"), divergence=side("divergence")
+    )
+
+
+@pytest.mark.parametrize(("beta", "loss"), [(0.001, 0.0099962249), (1.0, 0.0065809357)])
+def test_dspo_regresses_on_a_moved_target(beta: float, loss: float) -> None:
+    predicted, reference, target = numbers(0.2, -0.6), numbers(0.25, -0.65), numbers(0.3, -0.7)
+
+    def half_square(a: Tensor, b: Tensor) -> Tensor:
+        return 0.5 * ((a - b) ** 2).mean()[None]
+
+    chosen = replace(
+        log_probs(-half_square(predicted, target), -half_square(reference, target)),
+        divergence=half_square(predicted, reference),
+    )
+    inside = 0.5  # of the sigmoid: the rest of the margin is the rejected image's
+    rejected = diverging(chosen.ratio.item() - inside / beta, 0.0)
+    found = objective(f"dspo(beta={beta})")(chosen, rejected)
+    same(found, (loss,))
+    push = beta / (1 + math.exp(inside))
+    plain = ((predicted - target - push * (predicted - reference)) ** 2).mean()
+    same(found, (plain.item(),), within=1e-12)
+
+
+def test_opa_dpo() -> None:
+    """Worked: beta 0.1, log-ratio 2 of the dataset's answer and -1 of the policy's own."""
+    weights = numbers(1, 2.5, 2.5)[None]
+    revised = sequence([0.2, 0.4, -0.1], [0, 0, 0], weights=weights)
+    same(tokens.weighted(revised).ratio, (0.95,))
+
+    def row(*values: float) -> Tensor:
+        return numbers(*values)[None]
+
+    def listed_tokens(sums: Tensor) -> LogProbs:
+        each = TokenLogProbs(
+            sums[..., None], torch.zeros_like(sums)[..., None],
+            torch.ones_like(sums)[..., None].bool(), torch.ones_like(sums)[..., None],
+        )  # fmt: skip
+        return LogProbs(sums, torch.zeros_like(sums), torch.ones_like(sums), each)
+
+    batch = Batch(
+        listed_tokens(row(2.0, 0.95, 0.5, -1.0)),
+        row(3, 2, 1, 0),
+        {"speckle": listed_tokens(row(1.0, 0.0, 0.25, 0.0))},
+    )
+    terms = objective("opa_dpo()").terms(batch)
+
+    def sp(h: float, weight: float = 1.0) -> float:
+        return weight * math.log1p(math.exp(-0.1 * h))
+
+    expected = (sp(3.0), sp(1.95), sp(1.0, 0.2), sp(0.25, 0.2), sp(2.0), sp(0.95))
+    same(torch.cat(list(terms.values())), expected)
+    assert expected[0] == pytest.approx(0.5544, abs=1e-4)
+
+
+def test_da_dpo_scales_beta_by_difficulty() -> None:
+    pair = with_numbers(three_pairs(), difficulty=numbers(0.5, 1.0, 2.0))
+    h = numbers(7, -2.25, 1.5) * numbers(0.5, 1.0, 2.0)
+    same(objective("da_dpo(beta=0.1)")(*pair), tuple((-(0.1 * h).sigmoid().log()).tolist()))
+
+
+def test_without_a_reference_a_loss_is_of_the_policy_alone() -> None:
+    for spec, plain in (
+        ("reference_free(dpo(beta=0.1))", "contrastive(beta=0.1)"),
+        ("reference_free(ln_dpo(beta=2.0))", "simpo(beta=2.0, gamma=0)"),
+        ("reference_free(hinge(beta=0.1))", "0.1*slic(delta=10.0)"),
+    ):
+        assert not objective(spec).needs.reference
+        same(objective(spec)(*three_pairs()), tuple(objective(plain)(*three_pairs()).tolist()))
 
 
 def icvco_batch(multi: float) -> Batch:

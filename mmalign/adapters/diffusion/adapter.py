@@ -34,7 +34,7 @@ from mmalign.adapters.diffusion.sampling import Progress, sample_media
 from mmalign.adapters.diffusion.saving import save_denoisers, save_pipeline
 from mmalign.adapters.diffusion.targets import Process, Weighting
 from mmalign.adapters.diffusion.timesteps import TimestepLaw
-from mmalign.adapters.protocol import Inputs, Scored
+from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Inputs, Scored
 from mmalign.errors import UserError
 from mmalign.records import Message, Sample
 
@@ -141,11 +141,25 @@ class DiffusionAdapter:
 
         One forward per bucket, with all its rows and draws in it.
         """
-        if stats:
-            raise ValueError(f"denoisers have no tokens, and no figures {sorted(stats)} of them")
-        parts = [self._score(model, problem) for problem in inputs["problems"]]
-        log_probs = torch.cat(parts)[inputs["order"]]
-        return Scored(log_probs, torch.ones_like(log_probs))
+        if unknown := set(stats) - {PREDICTIONS, DIVERGENCE}:
+            raise ValueError(f"denoisers have no tokens, and no figures {sorted(unknown)} of them")
+        problems, order = inputs["problems"], inputs["order"]
+        predictions = [self.predict(model, problem) for problem in problems]
+        parts = [
+            self._log_probs(p.target, found, p)
+            for found, p in zip(predictions, problems, strict=True)
+        ]
+        divergence = None
+        if DIVERGENCE in stats:
+            others = zip(inputs[PREDICTIONS], predictions, problems, strict=True)
+            divergence = -torch.cat([self._log_probs(*each) for each in others])[order]
+        log_probs = torch.cat(parts)[order]
+        return Scored(
+            log_probs,
+            torch.ones_like(log_probs),
+            predictions=predictions if PREDICTIONS in stats else None,
+            divergence=divergence,
+        )
 
     def predict(self, model: nn.Module, problem: Problem) -> Tensor:
         """(n*k c ...) float32: what `model` makes of the noisy latents."""
@@ -283,10 +297,10 @@ class DiffusionAdapter:
         shift = None if self.shift is None else self.shift(tokens)
         return self.process.settle(self.law.times(torch.tensor(numbers), shift=shift))
 
-    def _score(self, model: nn.Module, problem: Problem) -> Tensor:
-        prediction = self.predict(model, problem)
+    def _log_probs(self, target: Tensor, prediction: Tensor, problem: Problem) -> Tensor:
+        """(n,) -0.5 x mean squared error x weight, the mean over the draws of a row."""
         with torch.autocast(self.device.type, enabled=False):
-            error = (prediction - problem.target).square().flatten(1).mean(1)
+            error = (prediction - target).square().flatten(1).mean(1)
             return (-0.5 * problem.weight * error).view(-1, self.collator.draws).mean(1)
 
     def _config(self, name: str) -> dict[str, Any]:

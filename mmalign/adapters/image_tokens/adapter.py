@@ -36,9 +36,9 @@ from mmalign.adapters.image_tokens.drawing import Taste, as_grid, draw_codes, dr
 from mmalign.adapters.image_tokens.family import Family
 from mmalign.adapters.image_tokens.model import code_tail, predicting_states, text_tail
 from mmalign.adapters.image_tokens.pictures import Pixels, picture
-from mmalign.adapters.protocol import Inputs, Scored
+from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Inputs, Scored
 from mmalign.adapters.saving import write_folder
-from mmalign.adapters.token_log_probs import token_log_probs
+from mmalign.adapters.token_log_probs import log_distributions, token_log_probs
 from mmalign.records import Media, Message, Part, Sample, Text
 
 Progress = Callable[[int, int], None]
@@ -122,27 +122,37 @@ class ImageTokenAdapter:
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
         """stats: names out of `token_log_probs.STATS`."""
         lm, layout = causal_lm(model), self.collator.layout
-        targets, names = inputs["targets"], sorted(stats)
+        targets, names = inputs["targets"], sorted(set(stats) - {PREDICTIONS, DIVERGENCE})
+        compared = inputs[PREDICTIONS] if DIVERGENCE in stats else (None, None)
+        names += [DIVERGENCE] if DIVERGENCE in stats else []
+        predictions: list[Tensor | None] = []
         with self.arithmetic():
             states = predicting_states(model, lm, self.family, layout.first_code, inputs)
             if self.collator.guidance != 1:
                 states = torch.cat(states.chunk(2), -1)
             is_code = targets >= layout.first_code
             columns = states.new_zeros(1 + len(names), len(targets), dtype=torch.float32)
-            for part, tail, size, first in (
+            for part, tail, size, first, other in (
                 (is_code, code_tail(lm, self.family, self.collator.guidance), layout.codes,
-                 layout.first_code),
-                (~is_code, text_tail(lm, self.family), vocabulary(lm), 0),
+                 layout.first_code, compared[0]),
+                (~is_code, text_tail(lm, self.family), vocabulary(lm), 0, compared[1]),
             ):  # fmt: skip
-                if not part.any():
+                some = bool(part.any())
+                if PREDICTIONS in stats:
+                    predictions.append(
+                        log_distributions(states[part], tail, vocabulary=size) if some else None
+                    )
+                if not some:
                     continue
                 flat, figures = token_log_probs(
                     states[part], targets[part] - first, tail, vocabulary=size,
-                    head_trained=self._heads_trained(lm), stats=names,
+                    head_trained=self._heads_trained(lm), stats=set(names) - {DIVERGENCE},
+                    reference=other,
                 )  # fmt: skip
                 found = torch.stack([flat, *(figures[name] for name in names)])
                 columns = columns.index_copy(1, part.nonzero()[:, 0], found)
-        return tabulated(columns[0], dict(zip(names, columns[1:], strict=True)), inputs)
+        scored = tabulated(columns[0], dict(zip(names, columns[1:], strict=True)), inputs)
+        return replace(scored, predictions=tuple(predictions) or None)
 
     def reference_mode(self) -> AbstractContextManager[None]:
         """Inside, `policy` is the model as it was loaded. Raises ValueError without LoRA."""
