@@ -35,6 +35,21 @@ from mmalign.records import Preference
 from mmalign.settings import flat, save_settings
 
 SETTINGS = "run.yaml"
+CACHE = ".cache"
+"""In the output's folder: what a builder with a `cache` keeps unless it is told where. It may be
+deleted when the dataset is finished."""
+FREE = (
+    "cache",
+    "judge_at_once",
+    "judge_budget",
+    "judge_key",
+    "judge_per_minute",
+    "out",
+    "overwrite",
+    "scores",
+    "workers",
+)
+"""Settings that change nothing in a dataset: a build may go on with others."""
 SOURCES = {
     Record: "Folder of images (a .txt file beside an image is its caption), table (CSV, JSON, JSON "
     "lines, Parquet), webdataset tars, each also as a glob, or a dataset on the Hugging Face Hub.",
@@ -113,7 +128,10 @@ def as_command(
         bound.apply_defaults()
         given = bound.arguments
         source, reading, output = given[first.name], given["reading"], given["output"]
-        made = functools.partial(builder, **{each.name: given[each.name] for each in own})
+        options = {each.name: given[each.name] for each in own}
+        if "cache" in options and options["cache"] is None:
+            options["cache"] = output.out / CACHE
+        made = functools.partial(builder, **options)
         origin = _origin(name, command, given)
         if whole:
             built = _build_whole(made, source, reading, output, origin)
@@ -182,7 +200,7 @@ def _build_whole(
 def _origin(name: str, command: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     """What the dataset is made from: all settings but those that change nothing in it."""
     settings = {"builder": name, **flat(command, given)}
-    for free in ("out", "workers", "overwrite", "cache"):
+    for free in FREE:
         settings.pop(free, None)
     source = next(iter(given))
     if Path(given[source]).exists():

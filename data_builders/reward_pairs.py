@@ -100,7 +100,8 @@ def build_pairs(
 
     Sampling:
         chat: Ask prompts that are plain text as a user of a chat.
-        cache: Folder where samples and scores are kept, for any build.
+        cache: Folder where samples and scores are kept, for any build; by default .cache beside
+            the dataset.
         seed: Each prompt and number of sample has a seed of its own that follows from this.
 
     Examples:

@@ -78,6 +78,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.corrupt:command",
         "Plant faults into true answers, and show images they are not about.",
     ),
+    "fifa": (
+        "mmalign.data_builders.fifa:command",
+        "Keep the few pairs with a clear margin, a good prompt, and prompts unlike one another.",
+    ),
     "human-votes": (
         "mmalign.data_builders.human_votes:command",
         "Bring several people's votes on the same candidates to one preference.",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from scripted_endpoint import endpoint
+from tiny_text_encoder import save_text_encoder
 
+from mmalign import cli
+from mmalign.data import open_dataset, write_store
 from mmalign.data_builders import neighbours
-from mmalign.data_builders.fifa import Table, Weights, build, normalised, select
+from mmalign.data_builders.fifa import build
+from mmalign.data_builders.importance import Table, Weights, normalised, select
 from mmalign.data_builders.neighbours import entropy, kth_distances
 from mmalign.errors import UserError
 from mmalign.records import Message, Preference, Sample, Text, pair
@@ -172,3 +181,45 @@ def test_a_pair_without_a_margin_is_named() -> None:
     bare = pair(Sample(asked, (Text("x"),)), Sample(asked, (Text("y"),)))
     with pytest.raises(UserError, match="record 0 has no margin"):
         list(build([bare], embed=places))
+
+
+def test_the_command_measures_margins_distances_and_quality(tmp_path: Path) -> None:
+    write_store(
+        [preference(f"{'a fox ' * (1 + i % 4)}{i}", 0.0) for i in range(12)], tmp_path / "in"
+    )
+    encoder = save_text_encoder(tmp_path / "encoder")
+
+    def rate(body: dict[str, Any], number: int) -> str:
+        return json.dumps({"score": number % 10, "harmful": False})
+
+    options = {
+        "reward": "rule(name='includes', word='good', least_words=0)",
+        "embedder": str(encoder),
+        "keep": "4",
+        "scores": str(tmp_path / "scores.parquet"),
+        "alpha": "2.0",
+        "judge": "m",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    words = ["build", "fifa", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *flags]
+    with endpoint(rate) as script:
+        assert cli.main([*words, "--judge-url", script.url]) == 0
+    kept = list(open_dataset(tmp_path / "out"))
+    scores = pq.read_table(tmp_path / "scores.parquet").to_pydict()
+    assert len(scores["row"]) == 12
+    assert scores["margin"] == [1.0] * 12
+    expected = np.array(scores["margin"]) + 2 * np.array(scores["quality"])
+    expected += 0.5 * np.array(scores["diversity"])
+    assert scores["importance"] == pytest.approx(expected)
+    best = sorted(range(12), key=lambda row: -expected[row])[:4]
+    assert sorted(best) == [row for row in range(12) if scores["selected"][row]]
+    assert [p.source.details["importance"] for p in kept] == [
+        scores["importance"][row] for row in sorted(best)
+    ]
+    assert kept[0].source.details["embedder"].startswith("embedder:encoder@")
+
+
+def test_a_judge_and_a_model_are_one_too_many(tmp_path: Path) -> None:
+    write_store([preference("a", 1.0)], tmp_path / "in")
+    words = ["build", "fifa", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--judge", "m", "--quality-model", "x", "--gamma", "0"]) == cli.USER
