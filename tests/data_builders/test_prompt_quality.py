@@ -55,7 +55,7 @@ def test_what_a_language_model_expects(tmp_path: Path) -> None:
     adapter = load_text(save_model(tmp_path / "model", "llama", max_position_embeddings=400))
     found = by_model([*PROMPTS[:2], "long " * 200], adapter)
     assert found[2] == pytest.approx(found[:2].mean())  # too long: the median
-    for prompt, score in zip(PROMPTS, found, strict=False):
+    for prompt, score in zip(PROMPTS[:2], found[:2], strict=True):
         asked = (Message("user", (Text(RUBRIC.replace("{prompt}", prompt) + AS_NUMBER),)),)
         logs = []
         for answer in range(11):
