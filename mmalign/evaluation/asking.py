@@ -291,9 +291,9 @@ def weights_mark(model: str) -> str | None:
         found = try_to_load_from_cache(model, "config.json")
         return Path(found).parent.name if isinstance(found, str) else None
     mark = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.suffix in _TELLING):
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in _TELLING):
         size = file.stat().st_size
-        mark.update(f"{file.name} {size}".encode())
+        mark.update(f"{file.relative_to(folder)} {size}".encode())
         with file.open("rb") as content:
             for start in sorted({0, size // 2, max(0, size - _PIECE)}):
                 content.seek(start)

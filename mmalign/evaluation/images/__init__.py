@@ -1,0 +1,1 @@
+"""How well generators draw: prompts, drawn images, and what is computed of them."""
