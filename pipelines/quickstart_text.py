@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from mmalign.adapters.text import TextAdapter, load_text
 from mmalign.data.dataset import Preferences
@@ -20,13 +15,12 @@ from mmalign.evaluation.answers import kl_to_reference
 from mmalign.evaluation.diagnosis import diagnose
 from mmalign.evaluation.diagnostics.data import rates
 from mmalign.evaluation.intervals import Interval, bootstrap_mean, wilson
-from mmalign.files import whole_file
-from mmalign.objectives import objective
 from mmalign.pipelines.results import save_model, training_section
+from mmalign.pipelines.stages import Clock, Measured, aligned_and_control, comparison, kept_texts
 from mmalign.playground.instructions import Instruction
 from mmalign.playground.language_models import Recipe, recipe_for
 from mmalign.playground.speed import matmul_rate
-from mmalign.records import Message, Sample, Text, text_of, thumb
+from mmalign.records import Message, Sample, Text, text_of
 from mmalign.report.diagnosis import diagnosis
 from mmalign.report.figures import figures
 from mmalign.report.metrics_file import save_metrics
@@ -34,12 +28,10 @@ from mmalign.report.page import page, save_page, section
 from mmalign.report.tables import Answer, Comparison, before_after
 from mmalign.report.tables import settings as settings_table
 from mmalign.settings import read_settings, save_settings
-from mmalign.training.align import align
 from mmalign.training.log import JsonLines, console, progress
 from mmalign.training.seeds import derive
 
-Measured = dict[str, dict[str, Interval]]
-KEPT, LENGTH = "rule kept", "answer length (tokens)"
+RULE, LENGTH = "rule kept", "answer length (tokens)"
 KL_TOKEN, KL_ANSWER = "KL to the reference per token (nats)", "KL per answer (nats)"
 SHOWN = 30  # prompts in the report
 
@@ -61,16 +53,10 @@ def quickstart_text(*, model: str = "auto", out: Path, seed: int = 0) -> None:
         pairs = _preferences(policy, recipe, out / "preferences", seed)
     console.print(f"{len(pairs)} preferences of the model's own answers ({out / 'preferences'})")
 
-    steps = recipe.training.steps
-    for stage, spec, data in (
-        ("after", recipe.objective, pairs),
-        ("control", "nll()", [thumb(pair.chosen, up=True) for pair in pairs]),
-    ):
-        folder = out / "aligned" if stage == "after" else out / "control"
-        console.print(f"{stage}: {steps} steps of {spec}")
-        with clock(f"training {stage}"):
-            policy = _fresh(recipe, seed)
-            align(policy, data, (), objective(spec), recipe.training, folder, reference="cache")
+    for stage, spec, folder, policy in aligned_and_control(
+        lambda: _fresh(recipe, seed), pairs, recipe.objective, "nll()", recipe.training, out, clock,
+        reference="cache",
+    ):  # fmt: skip
         with clock(f"answers {stage}"):
             answers[stage], measured[stage] = _measure(policy, recipe, out, stage, seed)
         save_model(
@@ -82,7 +68,9 @@ def quickstart_text(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     rate = matmul_rate()
     save_metrics(
         out / "metrics.json", measured, n=len(recipe.held_out), seconds=clock.seconds, seed=seed,
-        details={"preferences": len(pairs), "steps": steps, "matmul_gflops": rate},
+        details={
+            "preferences": len(pairs), "steps": recipe.training.steps, "matmul_gflops": rate
+        },
     )  # fmt: skip
     _report(out, recipe, measured, answers, clock.seconds, rate)
 
@@ -133,26 +121,18 @@ def _measure(
             )
         return [text_of(response.response) for response in responses]
 
-    texts = _kept(out / f"answers-{stage}.json", ask)
-    kept = [i.satisfied(text) for i, text in zip(recipe.held_out, texts, strict=True)]
+    texts = kept_texts(out / f"answers-{stage}.json", ask)
+    obeyed = [i.satisfied(text) for i, text in zip(recipe.held_out, texts, strict=True)]
     samples = [
         Sample(_prompt(i), (Text(text),)) for i, text in zip(recipe.held_out, texts, strict=True)
     ]
     divergences, lengths = kl_to_reference(policy, samples)
     return texts, {
-        KEPT: wilson(sum(kept), len(kept)),
+        RULE: wilson(sum(obeyed), len(obeyed)),
         LENGTH: bootstrap_mean(lengths.tolist()),
         KL_TOKEN: bootstrap_mean((divergences / lengths).tolist()),
         KL_ANSWER: bootstrap_mean(divergences.tolist()),
     }
-
-
-def _kept(file: Path, make: Callable[[], list[str]]) -> list[str]:
-    if not file.exists():
-        with whole_file(file) as partial:
-            partial.write_text(json.dumps(make(), indent=1, ensure_ascii=False))
-    texts: list[str] = json.loads(file.read_text())
-    return texts
 
 
 def _prompt(instruction: Instruction) -> tuple[Message, ...]:
@@ -205,42 +185,15 @@ def _report(
         ),
     ]
     save_page(out / "report.html", page("mmalign quickstart: text", sections, summary=summary))
-    console.print(_table(measured))
+    console.print(comparison(measured, "held-out prompts, with 95 % intervals"))
     console.print(f"{summary}\nReport: {out / 'report.html'}")
 
 
 def _summary(measured: Measured, n: int) -> str:
-    shares = {stage: found[KEPT] for stage, found in measured.items()}
+    shares = {stage: found[RULE] for stage, found in measured.items()}
     gain = 100 * (shares["after"].value - shares["before"].value)
     return (
         f"On {n} held-out prompts the rule was kept in {shares['before'].value:.0%} before and "
         f"{shares['after'].value:.0%} after alignment ({gain:+.0f} points); fine-tuning on the "
         f"chosen answers alone came to {shares['control'].value:.0%}."
     )
-
-
-def _table(measured: Measured) -> Table:
-    table = Table(title="held-out prompts, with 95 % intervals")
-    table.add_column("")
-    for stage in measured:
-        table.add_column(stage, justify="right")
-    for metric in measured["before"]:
-        cells = [measured[stage][metric] for stage in measured]
-        table.add_row(metric, *(f"{c.value:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells))
-    return table
-
-
-class Clock:
-    """Seconds per stage, kept in a file so that a resumed run counts what was done before."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-        with whole_file(self.file) as partial:
-            partial.write_text(json.dumps(self.seconds))

@@ -33,7 +33,10 @@ for name in packages:
     assert (folder / "__init__.py").is_file(), f"{name} is missing"
     assert folder.resolve().is_relative_to(pathlib.Path(root).resolve()), f"{name} is at {folder}"
 home = pathlib.Path(mmalign.__file__).parent
-for data in ("py.typed", "report/page.html", "report/style.css", "report/model_card.md"):
+for data in (
+    "py.typed", "report/page.html", "report/style.css", "report/model_card.md",
+    "playground/tiny-llava/model.safetensors",
+):
     assert (home / data).is_file(), f"{data} is missing"
 print(mmalign.__version__)
 """

@@ -48,7 +48,7 @@ def _row(prompt: str, pictures: Mapping[str, Picture], good: str, bad: str) -> M
                 stage if stage in STAGES else "other",
                 stage,
                 verdict,
-                _address(picture.data),
+                address(picture.data),
                 f"{stage}: {prompt}",
             )
         )
@@ -58,6 +58,7 @@ def _row(prompt: str, pictures: Mapping[str, Picture], good: str, bad: str) -> M
     ).format(prompt, Markup().join(cells))
 
 
-def _address(data: bytes) -> str:
+def address(data: bytes) -> str:
+    """The picture itself, as what an `img` shows."""
     kind = next((kind for head, kind in KINDS.items() if data.startswith(head)), "image/webp")
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""The quickstart on its tiny model, from nothing to the report."""
+"""The text quickstart on its tiny model, from nothing to the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_tiny_model_learns_to_count_and_says_so(
 ) -> None:
     monkeypatch.setenv("MMALIGN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    command = ["quickstart", "--model", "tiny", "--out", "run"]
+    command = ["quickstart", "--modality", "text", "--model", "tiny", "--out", "run"]
     assert cli.main(command) == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
     kept = {stage: metrics[stage]["rule kept"] for stage in ("before", "after", "control")}

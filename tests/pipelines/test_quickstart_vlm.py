@@ -1,0 +1,68 @@
+"""The vision-language quickstart, from the checkpoint that comes with mmalign to the report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from mmalign import cli
+from mmalign.pipelines import quickstart_vlm
+from mmalign.playground.scenes import Scene, Thing
+from mmalign.playground.vision_language import TINY_LLAVA
+
+STAGES = ("before", "after", "control")
+
+
+def test_a_small_run_leaves_everything_and_goes_on_from_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"PICTURES": 24, "UNSEEN": 12, "SAMPLES": 3}.items():
+        monkeypatch.setattr(quickstart_vlm, name, value)
+    short = replace(quickstart_vlm.TRAINING, steps=2, batch_size=4)
+    monkeypatch.setattr(quickstart_vlm, "TRAINING", short)
+    assert cli.main(["quickstart", "--out", "run"]) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    names = {"chair_i", "chair_s", "recall", "mentions", "chosen_logp", "rejected_logp"}
+    assert all(names <= set(metrics[stage]) for stage in STAGES)
+    assert metrics["n"] == 12
+    assert metrics["after"]["chosen_logp"] != metrics["before"]["chosen_logp"]
+    assert "were not there before" in " ".join(capsys.readouterr().err.split())
+    html = Path("run/report.html").read_text()
+    assert "mmalign align-vlm --model" in html
+    base = AutoModelForImageTextToText.from_pretrained(TINY_LLAVA)
+    assert PeftModel.from_pretrained(base, "run/aligned/model")
+
+    monkeypatch.setattr(quickstart_vlm, "build", None)  # what is done is not done again
+    assert cli.main(["quickstart", "--out", "run"]) == 0
+    again = json.loads(Path("run/metrics.json").read_text())
+    assert all(again[stage] == metrics[stage] for stage in STAGES)
+
+
+def test_the_reward_counts_what_is_right_less_what_is_wrong() -> None:
+    scene = Scene((Thing("red", "circle", 0), Thing("blue", "heart", 4)), look=0)
+    reward = quickstart_vlm._reward
+    assert reward(scene, "There is a red circle and a blue heart.") == 1
+    assert reward(scene, "There is a red circle.") == 0.5
+    assert reward(scene, "There is a red circle, a red star and a blue heart.") == 0.5
+    assert reward(scene, "There is a red circle and a red circle.") == 0
+    assert reward(scene, "There is something.") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_hallucinations_fall_by_most_and_recall_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["quickstart", "--out", "run"]) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    chair_i = {stage: metrics[stage]["chair_i"] for stage in STAGES}
+    assert chair_i["after"]["value"] < 0.5 * chair_i["before"]["value"]
+    assert chair_i["after"]["value"] < chair_i["control"]["value"]
+    assert metrics["after"]["recall"]["high"] >= metrics["before"]["recall"]["value"]
