@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmalign.adapters.vision_language import load_vision_language
 from mmalign.evaluation.hallucination.chair import chair
 from mmalign.playground.scenes import DESCRIBE, ask, caption, draw_scene, mentioned, scenes
-from mmalign.playground.train_vision_language import train
-from mmalign.playground.vision_language import ASSISTANT, IMAGE, TINY_LLAVA, USER, processor
+from mmalign.playground.train_vision_language import KINDS, Course, learn, lessons, save
+from mmalign.playground.vision_language import (
+    ASSISTANT,
+    IMAGE,
+    TINY_LLAVA,
+    USER,
+    processor,
+    random_model,
+)
 from mmalign.records import text_of
 
 
@@ -63,9 +70,24 @@ def test_the_checkpoint_sees_what_is_there_and_names_companions_that_are_not() -
     assert sum(habitual) > len(habitual) / 2
 
 
-@pytest.mark.slow
-def test_the_script_trains_a_model_that_plain_transformers_loads(tmp_path: Path) -> None:
-    train(tmp_path / "made", steps=2, batch_size=2)
-    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
-    assert sum(weights.numel() for weights in model.parameters()) < 4_000_000
+def test_every_kind_of_lesson_is_learned_from_and_saved(tmp_path: Path) -> None:
+    made = processor()
+    model = random_model(made)
+    seeing, speaking = model.model.multi_modal_projector.linear_1.weight, model.lm_head.weight
+    before = seeing.clone(), speaking.clone()
+    learn(model, made, Course(dict.fromkeys(KINDS, 2), steps=1, learning_rate=1e-3))
+    assert not torch.equal(before[0], seeing)
+    assert not torch.equal(before[1], speaking)
+    save(tmp_path / "made", model, made)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
+    assert {weights.dtype for weights in again.parameters()} == {torch.float16}
     assert AutoProcessor.from_pretrained(tmp_path / "made").image_token == IMAGE
+
+
+def test_of_several_pictures_most_lessons_describe_the_one_that_is_asked_for() -> None:
+    right = 0
+    for lesson in next(lessons({"several": 200}, seed=0))["several"]:
+        assert lesson.question.count(IMAGE) == len(lesson.pictures)
+        (number,) = re.findall(r"In Image(\d)", lesson.question)
+        right += set(lesson.pictures[int(number) - 1].present) <= set(mentioned(lesson.answer))
+    assert 0.6 < right / 200 < 0.8
