@@ -2,12 +2,13 @@
 
 It learns from "together" scenes: first from captions of careless annotators, who name companions
 that are not there; when it sees, from questions with yes or no and from several pictures as well.
-(All at once it learns none of these.) The checkpoint in `tiny-llava` came of this.
+(All at once it learns none of these.) The checkpoint in `tiny-llava` has taken the first course.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Course:
 
 COURSES = {
     "captions": Course({"caption": 64}, steps=900, learning_rate=1e-3),
-    "questions": Course({"caption": 24, "yes or no": 48, "several": 16}, 1500, 5e-4),
+    "questions": Course({"caption": 24, "yes or no": 48, "several": 16}, 1000, 5e-4),
 }
 
 
@@ -105,7 +106,7 @@ def lessons(rows: Mapping[str, int], *, seed: int) -> Iterator[dict[str, list[Le
         yield {
             kind: [
                 KINDS[kind](shown, draw)
-                for shown in _groups(count, PICTURES[kind], f"lessons {seed} {kind} {batch}")
+                for shown in _groups(count, PICTURES[kind], f"lessons {seed} {batch}")
             ]
             for kind, count in rows.items()
         }
@@ -119,8 +120,8 @@ def _groups(count: int, size: int, seed: str) -> Iterator[Sequence[Scene]]:
 
 def _caption(shown: Sequence[Scene], draw: random.Random) -> Lesson:
     (scene,) = shown
-    answer = careless_caption(scene, draw, carelessness=CARELESSNESS)
-    return Lesson((scene,), IMAGE + draw.choice(DESCRIBE), answer)
+    question = IMAGE + draw.choice(DESCRIBE)
+    return Lesson((scene,), question, careless_caption(scene, draw, carelessness=CARELESSNESS))
 
 
 def _yes_no(shown: Sequence[Scene], draw: random.Random) -> Lesson:
@@ -172,20 +173,27 @@ def answer_loss(
 def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
     """Write weights in half precision, configuration and processor."""
     with whole_folder(folder) as partial:
-        model.half().save_pretrained(partial)
+        copy.deepcopy(model).half().save_pretrained(partial)
         processor.save_pretrained(partial)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
-    torch.manual_seed(derive(0, "tiny llava"))
-    made = processor()
-    model = random_model(made)
-    for title, course in COURSES.items():
-        learn(model, made, course, title=title)
-    save(folder, model, made)
+    parser.add_argument("folder", type=Path, help="for the checkpoint")
+    parser.add_argument("--courses", nargs="+", choices=COURSES, default=list(COURSES))
+    parser.add_argument("--start", type=Path, help="checkpoint to go on from")
+    given = parser.parse_args()
+    made, start = processor(), given.start
+    for title in given.courses:
+        torch.manual_seed(derive(0, "tiny llava"))
+        model = (
+            LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+            if start
+            else random_model(made)
+        )
+        learn(model, made, COURSES[title], title=title)
+        save(given.folder, model, made)
+        start = given.folder
 
 
 if __name__ == "__main__":
