@@ -45,7 +45,7 @@ class AskedModel:
         adapter: Folder of a LoRA on the model.
         baseline: Another model, or file of answers, that is asked the same; the results show both
             and their difference. For the model without its adapter, give its name again.
-        precision: Arithmetic of the model.
+        precision: Arithmetic and weights of the model.
         chat_template: Jinja template, or a file with one, in place of the model's own.
         trust_remote_code: Run code that comes with the model.
     """
@@ -278,6 +278,7 @@ class ModelSampler:
             precision=self.models.precision,
             chat_template=self.models.chat_template,
             trust_remote_code=self.models.trust_remote_code,
+            trained=False,
         )
 
 

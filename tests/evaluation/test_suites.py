@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from made_benchmarks import amber, coco, hallusion_bench, mmhal, object_hal, pope, write_lines
 from scripted_endpoint import endpoint
-from tiny_vision_language import save_family
+from tiny_vision_language import picture, save_family
 
 from mmalign import cli
+from mmalign.evaluation.asking import AnswerOptions, AskedModel, ModelSampler, about_image
 
 
 @pytest.fixture(autouse=True)
@@ -249,3 +251,16 @@ def test_hallusion_bench_asks_a_real_model_also_without_a_figure(model: Path) ->
         "--model", model, "--max-new-tokens", "2",
     )  # fmt: skip
     assert metrics["n"] == 3
+
+
+def test_a_model_that_only_answers_is_held_in_its_precision(model: Path) -> None:
+    sampler = ModelSampler(
+        AskedModel(model=str(model), precision="bfloat16"),
+        str(model),
+        None,
+        AnswerOptions(max_new_tokens=2),
+    )
+    sampler([about_image(picture(1), "What?")], [0])
+    weights = list(sampler.policy.policy.parameters())
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    assert not any(weight.requires_grad for weight in weights)

@@ -50,6 +50,7 @@ def load_vision_language(
     trust_remote_code: bool = False,
     train_projector: bool = False,
     train_vision: bool = False,
+    trained: bool = True,
 ) -> VisionLanguageAdapter:
     """Load an image-text-to-text model with its processor.
 
@@ -60,6 +61,8 @@ def load_vision_language(
     train_projector, train_vision: train these parts as well; they get a LoRA where the language
         model has one, and are frozen by default. A tower that holds its projector (Qwen-VL) is
         trained with it.
+    trained: a model that only answers is held in `precision`, whereas weights that are trained are
+        float32.
     Raises UserError for what cannot be found or loaded, and for options that make no sense.
     """
     if adapter is not None and lora is not None:
@@ -70,7 +73,8 @@ def load_vision_language(
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}", hint=f"there are {sorted(PRECISIONS)}")
     dtype = PRECISIONS[precision]
-    held = dtype if adapter is not None or lora is not None else torch.float32
+    frozen = adapter is not None or lora is not None or not trained
+    held = dtype if frozen else torch.float32
     path = Path(model).expanduser()
     source = str(path.resolve()) if path.is_dir() else str(model)
     try:
@@ -113,9 +117,12 @@ def load_vision_language(
     if gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parts = _trained_parts(lm, projector=train_projector, vision=train_vision)
+    policy = _policy(lm, adapter, lora, parts).train()
+    if not trained:
+        policy.requires_grad_(False)
     return replace(
         bare,
-        policy=_policy(lm, adapter, lora, parts).train(),
+        policy=policy,
         abilities=abilities,
         frozen_vision=not (train_projector or train_vision),
     )
