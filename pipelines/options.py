@@ -77,6 +77,7 @@ class DataOptions:
         data: Folder, file or hub id of a dataset of preferences.
         split: Split of a hub dataset.
         columns: Columns that go by other names, as in chosen=better rejected=worse.
+        images: Folder where relative paths of images start; by default where the data are.
         eval_data: Preferences for evaluation; otherwise some prompts of the data are held out.
         held_out: Share of the prompts that are held out; 0 holds out none.
         streaming: Read the data in order while training, without an index; needs --steps, and
@@ -88,6 +89,7 @@ class DataOptions:
     data: str
     split: str | None = None
     columns: list[str] | None = None
+    images: Path | None = None
     eval_data: str | None = None
     held_out: float = 0.05
     streaming: bool = False

@@ -45,14 +45,20 @@ def read_preferences(
     Records that cannot be read go to `out`/unreadable.jsonl. media: whether the model takes images.
     Raises UserError for data that do not suit.
     """
-    names = parse_columns(options.columns)
-    data, split, eval_data = options.data, options.split, options.eval_data
-    ties = options.ties == "half"
-    evaluation = _open(eval_data, out, None, names, media, ties) if eval_data else None
+    evaluation = None
+    if options.eval_data:
+        evaluation = _open(options.eval_data, None, options, out, media)
     if options.streaming:
-        stream = open_dataset(data, split=split, columns=names, streaming=True)
+        stream = open_dataset(
+            options.data,
+            split=options.split,
+            columns=parse_columns(options.columns),
+            images=options.images,
+            streaming=True,
+        )
+        ties = options.ties == "half"
         return Streamed(stream, ties), evaluation if evaluation is not None else ()
-    preferences = _open(data, out, split, names, media, ties)
+    preferences = _open(options.data, options.split, options, out, media)
     if evaluation is not None:
         return preferences, evaluation
     if options.held_out <= 0:
@@ -61,19 +67,17 @@ def read_preferences(
 
 
 def _open(
-    where: str,
-    out: Path,
-    split: str | None,
-    names: dict[str, str | None],
-    media: bool,
-    ties: bool,
+    where: str, split: str | None, options: DataOptions, out: Path, media: bool
 ) -> Preferences:
-    preferences = open_dataset(where, split=split, columns=names)
+    preferences = open_dataset(
+        where, split=split, columns=parse_columns(options.columns), images=options.images
+    )
     if preferences.has_media and not media:
         raise UserError(
             f"{where} holds images or videos, and this model reads text only",
             hint="leave the column out with --columns images=, or align a model that sees",
         )
+    ties = options.ties == "half"
     quarantine = Quarantine(out / "unreadable.jsonl")
     readable = preferences.usable(quarantine, lambda found: ties or not is_tie(found))
     if len(quarantine):

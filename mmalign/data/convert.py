@@ -28,6 +28,7 @@ def convert(
     format: str | None = None,  # noqa: A002  # what users type
     split: str | None = None,
     columns: list[str] | None = None,
+    images: Path | None = None,
     embed: bool = True,
     check_images: bool = True,
     strict: bool = False,
@@ -49,6 +50,7 @@ def convert(
         split: Split of the source. Default: the only one, or "train".
         columns: Names of columns that differ from the format's, as chosen=better; tools= leaves
             the column tools out.
+        images: Folder where relative paths of images start. Default: where the dataset is.
         embed: Put images that are given by path into the dataset; otherwise keep their paths.
         check_images: Decode every image, and leave out records with one that is broken, missing or
             too large.
@@ -60,7 +62,9 @@ def convert(
     Returns:
         The target.
     """
-    dataset = open_dataset(source, split=split, columns=parse_columns(columns), format=format)
+    dataset = open_dataset(
+        source, split=split, columns=parse_columns(columns), format=format, images=images
+    )
     console = Console(stderr=True, markup=False, emoji=False, highlight=False, soft_wrap=True)
     console.print(dataset.describe())
     end = len(dataset) if limit is None else min(limit, len(dataset))
@@ -68,6 +72,7 @@ def convert(
         "source": str(Path(source).absolute()) if Path(source).exists() else source,
         "split": split,
         "columns": columns,
+        **({"images": str(images.absolute())} if images is not None else {}),
         "format": dataset.format,
         "rows": end,
         "embed": embed,

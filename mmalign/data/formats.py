@@ -29,6 +29,7 @@ class Format:
     media: columns that may hold images or videos.
     per_row: how many preferences a row holds; `read` finds in row[PART] which one is meant.
     group_by: rows with equal values in this column are one preference; `read` gets lists of values.
+    by_name: whether it is taken only where it is asked for: another format has its columns.
     """
 
     about: str
@@ -38,6 +39,7 @@ class Format:
     media: tuple[str, ...] = ("images", "image", "videos")
     per_row: int = 1
     group_by: str | None = None
+    by_name: bool = False
 
     def prompt(self, row: Row, root: Path | None) -> tuple[Message, ...]:
         """The prompt of a row. Raises FieldError."""
@@ -98,6 +100,18 @@ FORMATS: dict[str, Format] = {
         vision.opa_dpo,
         media=("image_bytes",),
         per_row=2,
+    ),
+    "opa-dpo-four": Format(
+        "OPA-DPO: four candidates, for objective opa_dpo",
+        (("queries", "original_generate_response", *vision.OPA_PAIRS, "AI_json_report"),),
+        vision.opa_dpo_four,
+        media=("image_bytes",),
+        by_name=True,
+    ),
+    "llava-rlhf": Format(
+        "LLaVA-RLHF: the better of two answers",
+        (("conversations", "output_1", "output_2", "preference"),),
+        vision.llava_rlhf,
     ),
     "symmpo": Format(
         "SymMPO: pairs of images",
@@ -224,7 +238,9 @@ def recognise(
         raise DatasetError(
             f"no format is named {only!r}", hint=f"{hint}known: {', '.join(FORMATS)}."
         )
-    known = {only: FORMATS[only]} if only is not None else FORMATS
+    known = {name: each for name, each in FORMATS.items() if not each.by_name}
+    if only is not None:
+        known = {only: FORMATS[only]}
     fits = {name: _fit(known[name], columns, prompts) for name in known}
     best = max(fits.values())
     names = [name for name, fit in fits.items() if fit == best]

@@ -29,6 +29,7 @@ def inspect(
     format: str | None = None,  # noqa: A002  # what users type
     split: str | None = None,
     columns: list[str] | None = None,
+    images: Path | None = None,
     limit: int | None = None,
     show: int = 2000,
 ) -> dict[str, Any]:
@@ -44,13 +45,16 @@ def inspect(
         split: Split of the dataset. Default: the only one, or "train".
         columns: Names of columns that differ from the format's, as chosen=better; tools= leaves
             the column tools out.
+        images: Folder where relative paths of images start. Default: where the dataset is.
         limit: Look at the first so many records only.
         show: How many preferences the page shows.
 
     Returns:
         The statistics, as in statistics.json.
     """
-    opened = open_dataset(dataset, split=split, columns=parse_columns(columns), format=format)
+    opened = open_dataset(
+        dataset, split=split, columns=parse_columns(columns), format=format, images=images
+    )
     part = opened if limit is None else opened[:limit]
     gathered = Statistics()
     gathered.add_all(part.checked())

@@ -58,6 +58,7 @@ def open_dataset(
     split: str | None = None,
     columns: Names | None = None,
     format: str | None = None,
+    images: str | Path | None = None,
     streaming: Literal[False] = False,
 ) -> Preferences: ...
 
@@ -69,6 +70,7 @@ def open_dataset(
     split: str | None = None,
     columns: Names | None = None,
     format: str | None = None,
+    images: str | Path | None = None,
     streaming: Literal[True],
 ) -> PreferenceStream: ...
 
@@ -79,6 +81,7 @@ def open_dataset(
     split: str | None = None,
     columns: Names | None = None,
     format: str | None = None,  # noqa: A002  # what users type
+    images: str | Path | None = None,
     streaming: bool = False,
 ) -> Preferences | PreferenceStream:
     """Open a dataset of preferences.
@@ -89,6 +92,7 @@ def open_dataset(
     columns: names of columns where they differ from the format's, as {"chosen": "better"};
         {"tools": None} leaves a column out.
     format: a name in FORMATS. Default: recognised by the columns.
+    images: folder where relative paths of images and videos start. Default: where the files are.
     streaming: read in order only; a dataset on the Hub is then not downloaded first.
     Raises DatasetError, which says what was found and what would help.
     """
@@ -98,7 +102,8 @@ def open_dataset(
         found, label, root, rows = open_rows(where, split)
         taken = recognise(renamed_columns(found, names, label), label, only=format)
         times, by = FORMATS[taken].per_row, FORMATS[taken].group_by
-        reader = Reader(FORMATS[taken].read, label, names, root, times)
+        start = _images(images, root)
+        reader = Reader(FORMATS[taken].read, label, names, start, times)
         if by is not None:
             rows = GroupedStream(rows, names.get(by) or by)
         opened = PreferenceStream(rows, reader, taken)
@@ -106,7 +111,8 @@ def open_dataset(
         label, source = _source(where, split)
         taken = recognise(renamed_columns(source.columns, names, label), label, only=format)
         times, by = FORMATS[taken].per_row, FORMATS[taken].group_by
-        reader = Reader(FORMATS[taken].read, label, names, source.root, times)
+        start = _images(images, source.root)
+        reader = Reader(FORMATS[taken].read, label, names, start, times)
         if by is not None:
             source = GroupedRows(source, names.get(by) or by)
         opened = Preferences(source if times == 1 else RepeatedRows(source, times), reader, taken)
@@ -120,6 +126,7 @@ def open_prompts(
     split: str | None = None,
     columns: Names | None = None,
     format: str | None = None,  # noqa: A002  # what users type
+    images: str | Path | None = None,
 ) -> Prompts:
     """Open a dataset for its prompts; responses may be there and are then left out.
 
@@ -129,9 +136,21 @@ def open_prompts(
     label, rows = _source(where, split)
     found = renamed_columns(rows.columns, names, label)
     taken = recognise(found, label, only=format, prompts=True)
-    prompts = Prompts(rows, Reader(FORMATS[taken].prompt, label, names, rows.root), taken)
+    start = _images(images, rows.root)
+    prompts = Prompts(rows, Reader(FORMATS[taken].prompt, label, names, start), taken)
     logger.info("opened %s", prompts.describe())
     return prompts
+
+
+def _images(folder: str | Path | None, root: Path | None) -> Path | None:
+    """Where relative paths of media start."""
+    if folder is None:
+        return root
+    if not Path(folder).is_dir():
+        raise DatasetError(
+            f"there is no folder of images {str(folder)!r}{_seen_from(Path(folder))}"
+        )
+    return Path(folder).absolute()
 
 
 def parse_columns(columns: Sequence[str] | None) -> dict[str, str | None]:

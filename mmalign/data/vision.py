@@ -12,12 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.data import fields, trl
+from mmalign.data import fields, reports, trl
 from mmalign.data.corrections import weigh_corrections
 from mmalign.data.errors import FieldError
 from mmalign.data.fields import PART, Row
 from mmalign.data.placeholders import Turn, messages, response
-from mmalign.records import Media, Message, Part, Preference, Provenance, Sample, pair, text_of
+from mmalign.records import (
+    Media,
+    Message,
+    Part,
+    Preference,
+    Provenance,
+    Sample,
+    Text,
+    pair,
+    text_of,
+)
 
 ROLES = {
     "human": "user",
@@ -110,18 +120,72 @@ def mdpo(row: Row, root: Path | None = None) -> Preference:
 
 
 OPA_PAIRS = ("standard_response", "AI_pseudo_response")
+OPA_OWN = "original_generate_response"
 
 
 def opa_dpo(row: Row, root: Path | None = None) -> Preference:
     """OPA-DPO, two preferences a row: the dataset's answer and the corrected one, each above what
-    the model itself had said. arXiv:2501.09695."""
+    the model itself had said. Of the second, words are weighted by how wrong the expert's report
+    found their sentence; a report that does not fit the answers leaves them unweighted, and the
+    source says so. arXiv:2501.09695."""
     better = OPA_PAIRS[row.get(PART, 0)]
-    return _pair(
-        _asked(row.get("queries"), "queries", _media(row, root)),
-        response(row.get(better), better),
-        response(row.get("original_generate_response"), "original_generate_response"),
-        source=_source("opa-dpo", row, chosen=better),
-    )
+    good, bad = (response(row.get(name), name)[0] for name in (better, OPA_OWN))
+    note = {}
+    if better == OPA_PAIRS[1]:
+        weighted = _opa_weighted(row, good.text, bad.text)
+        note = {"weighted": weighted is not None}
+        if weighted is not None:
+            good, _, bad = weighted
+    source = _source("opa-dpo", row, chosen=better, **note)
+    prompt = _asked(row.get("queries"), "queries", _media(row, root))
+    return _pair(prompt, (good,), (bad,), source=source)
+
+
+def opa_dpo_four(row: Row, root: Path | None = None) -> Preference:
+    """OPA-DPO as its whole objective wants it, four candidates a row: the dataset's answer, the
+    correction weighted by how wrong its sentences were, the correction weighted by errors of
+    seeing, and what the model had said. arXiv:2501.09695."""
+    given, better, own = (response(row.get(name), name)[0] for name in (*OPA_PAIRS, OPA_OWN))
+    weighted = _opa_weighted(row, better.text, own.text)
+    if weighted is None:
+        raise FieldError("AI_json_report", "does not fit the answers")
+    prompt = _asked(row.get("queries"), "queries", _media(row, root))
+    candidates = [Sample(prompt, (text,)) for text in (given, *weighted)]
+    return Preference(tuple(candidates), (1.0, 1.0, 1.0, 0.0), source=_source("opa-dpo", row))
+
+
+def _opa_weighted(row: Row, better: str, own: str) -> tuple[Text, Text, Text] | None:
+    """The correction by errors, the correction by errors of seeing, and the model's own answer by
+    errors; None where the report is empty or speaks of other answers."""
+    given = row.get("AI_json_report")
+    if not given:
+        return None
+    try:
+        report = reports.sentences(_object(given, "AI_json_report"))
+    except ValueError as error:
+        raise FieldError("AI_json_report", str(error)) from error
+    first = reports.corrected(report, better, lambda sentence: sentence.weight)
+    second = reports.corrected(report, better, lambda sentence: sentence.seeing_weight)
+    third = reports.generated(report, own, lambda sentence: sentence.weight)
+    if not report or first is None or second is None or third is None:
+        return None
+    return first, second, third
+
+
+def llava_rlhf(row: Row, root: Path | None = None) -> Preference:
+    """LLaVA-RLHF's human preferences: a conversation and two answers, of which `preference` names
+    the better one, 1 or 2. arXiv:2309.14525."""
+    outputs = [
+        response(_structs([row.get(name)], name)[0].get("value"), name)
+        for name in ("output_1", "output_2")
+    ]
+    better = row.get("preference")
+    if better not in (1, 2):
+        raise FieldError("preference", f"is {better!r}, but 1 or 2 is wanted")
+    good, bad = outputs if better == 1 else outputs[::-1]
+    turns = _turns(row.get("conversations"), "conversations")
+    prompt = messages(turns, _media(row, root), "conversations")
+    return _pair(prompt, good, bad, source=_source("llava-rlhf", row))
 
 
 def symmpo(row: Row, root: Path | None = None) -> Preference:
@@ -247,7 +311,7 @@ def _object(value: Any, field: str) -> dict[str, Any]:
         except json.JSONDecodeError as error:
             raise FieldError(field, f"is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise FieldError(field, "is not a JSON object with question, chosen and rejected")
+        raise FieldError(field, "is not a JSON object")
     return value
 
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from data import made
 
-from mmalign.data import RecordError, open_dataset, trl
+from mmalign.data import DatasetError, RecordError, open_dataset, trl
 from mmalign.data.convert import QUARANTINE, convert
 from mmalign.data.corrections import weigh_corrections
 from mmalign.data.store import write_store
@@ -87,6 +87,15 @@ ROWS: dict[str, dict[str, Any]] = {
         "AI_pseudo_response": "A big dog.",
         "original_generate_response": "A cat.",
         "AI_json_report": "{}",
+    },
+    "llava-rlhf": {
+        "id": "000000000001",
+        "image": FILE,
+        "conversations": [HUMAN],
+        "output_1": {"from": "llava", "value": "A cat."},
+        "output_2": {"from": "llava", "value": "A dog."},
+        "hallucination": True,
+        "preference": 2,
     },
     "symmpo": {
         "question": "What is it?",
@@ -173,6 +182,86 @@ def test_rows_of_two_preferences(tmp_path: Path) -> None:
     assert texts(dataset[3]) == texts(dataset[1]) == ["A big dog.", "A cat."]
     streamed = open_dataset(put(tmp_path, ROWS["opa-dpo"]), streaming=True)
     assert [texts(each) for each in streamed] == [texts(dataset[0]), texts(dataset[1])]
+
+
+REPORT = {
+    "image_description": "A dog on grass.",
+    "sentence 1": {
+        "copied_content": "A cat sits.",
+        "score": 1,
+        "error_type": "image_recognition_error",
+        "object": "cat -> dog",
+        "rewritten_content": "A dog sits.",
+        "reason": "It is a dog.",
+    },
+    "sentence 2": {
+        "copied content": "It is sunny.",
+        "score": 4,
+        "error type": "correct",
+        "rewritten content": "It is sunny.",
+    },
+    "sentence 3": {
+        "copied_content": "All good.",
+        "score": 3,
+        "error_type": "language_comprehension_error",
+        "rewritten_content": "All is well.",
+    },
+    "Added": {"rewritten_content": "There is grass."},
+}
+REPORTED = ROWS["opa-dpo"] | {
+    "original_generate_response": "A cat sits. It is sunny. All good.",
+    "AI_pseudo_response": "A dog sits. It is sunny. All is well. There is grass.",
+    "AI_json_report": json.dumps(REPORT),
+}
+
+
+def weights(text: Text) -> dict[str, float]:
+    return {text.text[s.start : s.end].strip(): s.weight for s in text.weights}
+
+
+def test_reports_of_experts_weigh_sentences(tmp_path: Path) -> None:
+    """Score 1 weighs 2.5, score 3 weighs 1.5, what is right or added weighs 1."""
+    given, corrected = open_dataset(put(tmp_path, REPORTED))
+    assert given.chosen.response[0].weights == given.rejected.response[0].weights == ()
+    assert weights(corrected.chosen.response[0]) == {"A dog sits.": 2.5, "All is well.": 1.5}
+    assert weights(corrected.rejected.response[0]) == {"A cat sits.": 2.5, "All good.": 1.5}
+    assert corrected.source.details["weighted"] is True
+
+
+def test_a_report_of_another_answer_leaves_it_unweighted_and_says_so(tmp_path: Path) -> None:
+    other = REPORTED | {"original_generate_response": "A bird sings."}
+    _, corrected = open_dataset(put(tmp_path, other))
+    assert corrected.chosen.response[0].weights == corrected.rejected.response[0].weights == ()
+    assert corrected.source.details["weighted"] is False
+    with pytest.raises(RecordError, match="field 'AI_json_report': does not fit"):
+        open_dataset(put(tmp_path, other), format="opa-dpo-four")[0]
+
+
+def test_four_candidates_for_the_whole_objective(tmp_path: Path) -> None:
+    (four,) = open_dataset(put(tmp_path, REPORTED), format="opa-dpo-four")
+    given, by_errors, by_seeing, own = (sample.response[0] for sample in four.candidates)
+    assert given.text == "A dog."
+    assert weights(by_errors) == {"A dog sits.": 2.5, "All is well.": 1.5}
+    assert weights(by_seeing) == {"A dog sits.": 3.0}
+    assert weights(own) == {"A cat sits.": 2.5, "All good.": 1.5}
+    assert four.grades == (1, 1, 1, 0)
+
+
+def test_relative_names_may_start_in_another_folder(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "pictures"
+    (elsewhere / "images").mkdir(parents=True)
+    (elsewhere / FILE).write_bytes(OTHER)
+    file = put(tmp_path, ROWS["povid"])
+    (tmp_path / FILE).unlink()
+    for opened in (
+        open_dataset(file, images=elsewhere)[0],
+        next(iter(open_dataset(file, images=elsewhere, streaming=True))),
+    ):
+        assert media_of(opened.chosen.prompt)[0].content == OTHER
+    with pytest.raises(DatasetError, match="no folder of images 'nowhere'"):
+        open_dataset(file, images="nowhere")
+    convert(str(file), tmp_path / "store", images=elsewhere)
+    assert media_of(open_dataset(tmp_path / "store")[0].chosen.prompt)[0].content == OTHER
 
 
 def test_an_error_names_the_row_of_the_file(tmp_path: Path) -> None:
@@ -263,6 +352,7 @@ def test_the_margin_of_a_row_is_kept(tmp_path: Path) -> None:
         ("mdpo", {"prompt": "USER: a ASSISTANT: b USER: c"}, "is rendered by a chat template"),
         ("llama-factory", {"conversations": [{"from": "x", "value": "y"}]}, "message from 'x'"),
         ("ms-swift", {"messages": ROWS["ms-swift"]["messages"][:1]}, "has to end with the chosen"),
+        ("llava-rlhf", {"preference": 0}, "field 'preference': is 0, but 1 or 2 is wanted"),
         ("opa-dpo", {"image_bytes": "?"}, "field 'image_bytes': is not valid base64"),
     ],
 )
