@@ -116,6 +116,22 @@ SUITES: dict[str, Command] = {
         "mmalign.evaluation.suites.hallusion_bench:hallusion_bench",
         "HallusionBench: the same questions over figures as they were, changed, and left out.",
     ),
+    "win-rate": (
+        "mmalign.evaluation.suites.win_rate:win_rate",
+        "How often the images of a model are preferred to those of its baseline.",
+    ),
+    "image-scores": (
+        "mmalign.evaluation.suites.image_scores:image_scores",
+        "What rewards, CLIPScore among them, think of the images that a model draws.",
+    ),
+    "geneval": (
+        "mmalign.evaluation.suites.geneval:geneval",
+        "GenEval: whether images show the objects, counts, colours and places asked for.",
+    ),
+    "preference-accuracy": (
+        "mmalign.evaluation.suites.preference_accuracy:preference_accuracy",
+        "How often a model's implicit reward orders pairs as people did.",
+    ),
 }
 
 GROUPS: dict[str, tuple[dict[str, Command], str]] = {

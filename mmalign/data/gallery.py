@@ -120,12 +120,18 @@ def thumbnail(media: Media, side: int) -> tuple[str, list[int]]:
 
     Raises BadSample for what cannot be shown.
     """
+    small, size = small_jpeg(media, side)
+    return "data:image/jpeg;base64," + base64.b64encode(small).decode(), size
+
+
+def small_jpeg(media: Media, side: int) -> tuple[bytes, list[int]]:
+    """The same as a file."""
     image = open_image(media)
     size = list(image.size)
     image.thumbnail((side, side))
     small = io.BytesIO()
     image.save(small, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(small.getvalue()).decode(), size
+    return small.getvalue(), size
 
 
 def side_for(images: int) -> int:

@@ -226,8 +226,8 @@ def _summary(stages: Mapping[str, Mapping[str, Interval]]) -> str:
     """The first figure of every stage in words."""
     parts = []
     for stage, found in stages.items():
-        metric, figure = next(iter(found.items()))
-        parts.append(f"{stage}: {metric} {' '.join(with_interval(*figure))}")
+        for metric, figure in list(found.items())[:1]:  # there may be none
+            parts.append(f"{stage}: {metric} {' '.join(with_interval(*figure))}")
     return "; ".join(parts) + "."
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_pipelines
-from rewards.tiny_clip import save_open_clip
+from tiny_clip import save_open_clip
 from tiny_image_models import save_image_model
 from tiny_models import save_model
 from tiny_vision_language import picture, save_family

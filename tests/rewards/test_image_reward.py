@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rewards.tiny_clip import cropped, media, picture
+from tiny_clip import cropped, media, picture
 from tiny_models import tokenizer
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear

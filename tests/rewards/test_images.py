@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 import transformers
-from rewards.tiny_clip import (
+from tiny_clip import (
     cropped,
     media,
     padded,

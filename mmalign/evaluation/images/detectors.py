@@ -24,6 +24,8 @@ GREY = (0x99, 0x99, 0x99)
 """What GenEval puts around an object before its colour is judged."""
 
 SEGMENTING = {"mask2former", "maskformer", "oneformer"}
+
+
 @dataclass(frozen=True)
 class Seen:
     """An object as a detector found it. mask: (h w) of booleans, where the detector gives one."""

@@ -119,21 +119,22 @@ def _draw(
 ) -> Drawn:
     _claim(folder, _identity(models, model, adapter, options), options.resume)
     jobs = [(prompt, number) for prompt in prompts for number in range(options.per_prompt)]
-    waiting = [job for job in jobs if not _file(folder, *job).exists()]
-    if waiting:
-        policy = _load(models, model, adapter)
-    with progress(f"images {stage}", total=len(jobs), done=len(jobs) - len(waiting)) as advance:
-        for start in range(0, len(waiting), options.batch_size):
-            some = waiting[start : start + options.batch_size]
-            samples = policy.sample(
-                [(Message("user", (Text(prompt.text),)),) for prompt, _ in some],
-                [derive(options.seed, "image", prompt.id, number) for prompt, number in some],
-                **_asked(options, models.modality),
-            )
-            for job, sample in zip(some, samples, strict=True):
-                with whole_file(_file(folder, *job)) as partial:
-                    partial.write_bytes(_image(sample).content)
-                advance()
+    policy = None
+    with progress(f"images {stage}", total=len(jobs)) as advance:
+        for start in range(0, len(jobs), options.batch_size):
+            # Batches lie at fixed places: a run that goes on draws the very same ones again.
+            batch = jobs[start : start + options.batch_size]
+            if not all(_file(folder, *job).exists() for job in batch):
+                policy = policy or _load(models, model, adapter)
+                samples = policy.sample(
+                    [(Message("user", (Text(prompt.text),)),) for prompt, _ in batch],
+                    [derive(options.seed, "image", prompt.id, number) for prompt, number in batch],
+                    **_asked(options, models.modality),
+                )
+                for job, sample in zip(batch, samples, strict=True):
+                    with whole_file(_file(folder, *job)) as partial:
+                        partial.write_bytes(_image(sample).content)
+            advance(to=start + len(batch))
     return _given(folder, prompts, options)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from mmalign.data.gallery import thumbnail
+from mmalign.data.gallery import small_jpeg
 from mmalign.evaluation.images.drawing import Drawn
 from mmalign.evaluation.images.prompts import ImagePrompt
 from mmalign.report.page import section
@@ -33,7 +33,7 @@ def sheet(
         said, pictures = prompt.text, {}
         for stage, images in drawn.items():
             good, fault = (verdicts or {}).get(stage, {}).get(prompt.id, (None, ""))
-            pictures[stage] = Picture(thumbnail(images[prompt.id][0], SIDE)[0], good)
+            pictures[stage] = Picture(small_jpeg(images[prompt.id][0], SIDE)[0], good)
             said += f" [{stage}: {fault}]" if fault else ""
         rows.append((said, pictures))
     return section(title, side_by_side(rows, good="right", bad="wrong"), note=note)

@@ -1,4 +1,4 @@
-"""`mmalign evaluate image-scores`: what rewards, CLIPScore among them, think of a model's images."""
+"""`mmalign evaluate image-scores`: what rewards such as CLIPScore think of a model's images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def image_scores(
     *,
     model: DrawnModel,
     prompts: list[Path],
-    rewards: list[str] = ["clip"],  # noqa: B006  # a command's default, never changed
+    rewards: tuple[str, ...] = ("clip",),
     spread: str | None = None,
     drawing: DrawingOptions = DRAWING,
     out: Path = Path("runs/image-scores"),
@@ -80,11 +80,11 @@ def image_scores(
         for stage, images in drawn.items():
             measured[stage]["diversity"] = diversity(asked, images, encoder)
     results = Results(
-        "Image scores", measured, n=len(asked), sections=[sheet(asked, drawn)], notes=_notes(drawing)
+        "Image scores",
+        measured,
+        n=len(asked),
+        sections=[sheet(asked, drawn)],
+        notes=[f"{drawing.per_prompt} image(s) of each prompt; the files are in images-*."],
     )
     seconds = {"images": drew - began, "scores": time.perf_counter() - drew}
     return save_results(out, results, seconds=seconds, seed=drawing.seed)
-
-
-def _notes(drawing: DrawingOptions) -> list[str]:
-    return [f"{drawing.per_prompt} image(s) of each prompt; the files are in images-*."]
