@@ -1,4 +1,4 @@
-"""The pages about denoisers are true: their commands run, on tiny models, and so does their code."""
+"""The pages about denoisers are true: their commands run, on tiny models, as does their code."""
 
 from __future__ import annotations
 
