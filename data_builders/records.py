@@ -60,12 +60,15 @@ class Record:
         text = json.dumps([image, self.caption, self.question, self.answers, excerpt(self.extra)])
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def pixels(self) -> Image.Image:
-        """The image in RGB, turned as its EXIF says. Raises FieldError if it cannot be decoded."""
+    def pixels(self, *, least: int | None = None) -> Image.Image:
+        """The image in RGB, turned as its EXIF says. Raises FieldError if it cannot be decoded.
+
+        least: pixels of the longer side that are enough, see `open_image`.
+        """
         if self.image is None:
             raise FieldError("image", "is missing")
         try:
-            return open_image(self.image)
+            return open_image(self.image, least=least)
         except BadSample as error:
             raise FieldError("image", str(error)) from error
 

@@ -74,6 +74,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 BUILDERS: dict[str, Command] = {
+    "collage": (
+        "mmalign.data_builders.collage:command",
+        "Ask about one image among several: in a sequence, a grid, or one inside another.",
+    ),
     "corrupt": (
         "mmalign.data_builders.corrupt:command",
         "Plant faults into true answers, and show images they are not about.",

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -37,17 +38,22 @@ class Extent:
     frames: int
 
 
-def open_image(media: Media) -> Image.Image:
+def open_image(media: Media, *, least: int | None = None) -> Image.Image:
     """An image in 8-bit RGB, turned as its EXIF data say, decoded completely.
 
     What is transparent becomes white, 16-bit greys keep their upper half, CMYK and palettes are
     converted; of an animation it is the first frame.
+    least: an image that will be made smaller may come in a half, quarter or eighth of its size,
+        which JPEG files are decoded in at less cost, as long as its longer side has so many pixels.
     Raises BadSample when the file is missing, empty, no image, cut off, or too large to be decoded
     safely; the message says which.
     """
     if media.kind != "image":
         raise BadSample(f"an image is needed, not a {media.kind}")
     with _reading(media), _opened(media) as image:
+        if least is not None:
+            scale = min(1.0, least / max(image.size))
+            image.draft(None, (ceil(image.width * scale), ceil(image.height * scale)))
         return _rgb(ImageOps.exif_transpose(image))
 
 

@@ -81,8 +81,8 @@ def vlfeedback(row: Row, root: Path | None = None) -> Preference:
 def povid(row: Row, root: Path | None = None) -> Preference:
     """POVID: two whole conversations; the preference is about the first answer in which they
     differ. arXiv:2402.11411."""
-    good = _turns(row.get("conversations"), "conversations")
-    bad = _turns(row.get("rejected_conversations"), "rejected_conversations")
+    good = turns(row.get("conversations"), "conversations")
+    bad = turns(row.get("rejected_conversations"), "rejected_conversations")
     differ = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), None)
     if differ is None:
         raise FieldError("rejected_conversations", "does not differ from conversations")
@@ -206,9 +206,9 @@ def llama_factory(row: Row, root: Path | None = None) -> Preference:
     """LLaMA-Factory's ranking data, also RLHF-V in that form: `conversations` is the prompt,
     `chosen` and `rejected` are one message each."""
     prompt = messages(
-        _turns(row.get("conversations"), "conversations"), _media(row, root), "conversations"
+        turns(row.get("conversations"), "conversations"), _media(row, root), "conversations"
     )
-    (good,), (bad,) = (_turns([row.get(side)], side) for side in ("chosen", "rejected"))
+    (good,), (bad,) = (turns([row.get(side)], side) for side in ("chosen", "rejected"))
     source = _source("llama-factory", row)
     return _pair(prompt, response(good[1], "chosen"), response(bad[1], "rejected"), source=source)
 
@@ -216,15 +216,15 @@ def llama_factory(row: Row, root: Path | None = None) -> Preference:
 def ms_swift(row: Row, root: Path | None = None) -> Preference:
     """ms-swift's preferences: `messages` ends with the chosen answer, `rejected_response` is the
     other; `rejected_images` are what the rejected answer looks at instead."""
-    *turns, last = _turns(row.get("messages"), "messages")
+    *said, last = turns(row.get("messages"), "messages")
     if last[0] != "assistant":
         raise FieldError("messages", "has to end with the chosen answer of the assistant")
-    prompt = messages(turns, _media(row, root), "messages")
+    prompt = messages(said, _media(row, root), "messages")
     other = prompt
     if row.get("rejected_images"):
         cells = _several(row["rejected_images"])
         instead = [fields.media(cell, "rejected_images", root) for cell in cells]
-        other = messages(turns, instead, "rejected_images")
+        other = messages(said, instead, "rejected_images")
     good = response(last[1], "messages")
     bad = response(row.get("rejected_response", last[1]), "rejected_response")
     if other == prompt:
@@ -257,7 +257,7 @@ def _asked(value: Any, field: str, media: Sequence[Media]) -> tuple[Message, ...
     return messages([("user", fields.text(value, field))], media, field)
 
 
-def _turns(value: Any, field: str) -> list[Turn]:
+def turns(value: Any, field: str) -> list[Turn]:
     """Messages {from, value} or {role, content}; a struct of lists is turned round first."""
     found = []
     for turn in _structs(value, field):
