@@ -9,55 +9,25 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import transformers as t
 from PIL import Image
-from tiny_models import tokenizer
+from tiny_vision_families import (
+    gemma3,
+    idefics3,
+    internvl,
+    mistral3,
+    molmo2,
+    paligemma,
+    paligemma2,
+    pixtral,
+    smolvlm,
+)
+from tiny_vision_parts import CHAT, TEXT, VISION, Made, words
 
 from mmalign.records import Media
-
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}"
-    "{% if c.type == 'image' %}IMAGE{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-TEXT = {
-    "vocab_size": 432,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-    "initializer_range": 0.2,
-    "attention_dropout": 0.1,
-}
-VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 14,
-    "initializer_range": 0.2,
-}
-Made = tuple[Any, Any]
-"""A model and its processor."""
-
-
-def words(*special: str) -> Any:
-    found = tokenizer(None, bos_token="<s>")
-    found.add_special_tokens(
-        {"additional_special_tokens": ["<|im_start|>", "<|im_end|>", *special]}
-    )
-    return found
 
 
 def llava() -> Made:
@@ -138,10 +108,109 @@ def qwen2_vl() -> Made:
     return t.Qwen2VLForConditionalGeneration(config), processor
 
 
+def llava_next() -> Made:
+    coder = words("<image>")
+    pinpoints = [[28, 56], [56, 28], [56, 56]]
+    config = t.LlavaNextConfig(
+        vision_config=t.CLIPVisionConfig(**VISION),
+        text_config=t.LlamaConfig(**TEXT),
+        image_token_index=coder.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pinpoints,
+        image_seq_length=4,
+    )
+    side = {"height": 28, "width": 28}
+    pixels = t.LlavaNextImageProcessor(
+        size={"shortest_edge": 28}, crop_size=side, image_grid_pinpoints=pinpoints
+    )
+    processor = t.LlavaNextProcessor(
+        pixels,
+        coder,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    return t.LlavaNextForConditionalGeneration(config), processor
+
+
+def llava_onevision() -> Made:
+    coder = words("<image>", "<video>")
+    image, video = coder.convert_tokens_to_ids(["<image>", "<video>"])
+    pinpoints = [[28 * rows, 28 * columns] for rows in range(1, 5) for columns in range(1, 5)]
+    config = t.LlavaOnevisionConfig(
+        vision_config=t.SiglipVisionConfig(**VISION),
+        text_config=t.Qwen2Config(**TEXT),
+        image_token_index=image,
+        video_token_index=video,
+        image_grid_pinpoints=pinpoints,
+        vision_aspect_ratio="anyres_max_4",  # fewer than some images' tiles
+    )
+    side = {"height": 28, "width": 28}
+    processor = t.LlavaOnevisionProcessor(
+        t.LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=pinpoints),
+        coder,
+        t.LlavaOnevisionVideoProcessor(size=side),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_4",
+        chat_template=CHAT.replace("IMAGE", "<image>"),
+    )
+    return t.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> Made:
+    """Features of a middle layer are added to those of the language model's first layer."""
+    model, made = qwen2_5_vl()
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    config = t.Qwen3VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "patch_size": 14,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+            "initializer_range": 0.2,
+        },
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+            },
+        },
+        **{name: getattr(model.config, name) for name in names},
+    )
+    limits = {"shortest_edge": 56 * 56, "longest_edge": 84 * 84}
+    processor = t.Qwen3VLProcessor(
+        made.image_processor,
+        made.tokenizer,
+        t.Qwen3VLVideoProcessor(size=limits, patch_size=14),
+        chat_template=made.chat_template,
+    )
+    return t.Qwen3VLForConditionalGeneration(config), processor
+
+
 FAMILIES: Mapping[str, Callable[[], Made]] = {
     "llava": llava,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "llava_next": llava_next,
+    "llava_onevision": llava_onevision,
+    "internvl": internvl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "paligemma": paligemma,
+    "paligemma2": paligemma2,
+    "gemma3": gemma3,
+    "pixtral": pixtral,
+    "mistral3": mistral3,
+    "molmo2": molmo2,
 }
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from mmalign.adapters.packing import (
+    Blocks,
     PackingError,
     Segments,
     attention_of,
@@ -179,7 +180,8 @@ def predicting_states(
     """
     call = inputs["call"]
     if inputs["groups"] is not None:
-        call = {**call, **segment_inputs(**call, groups=inputs["groups"])}
+        blocks = Blocks(**inputs["blocks"]) if "blocks" in inputs else None
+        call = segment_inputs(**call, groups=inputs["groups"], blocks=blocks)
     if abilities.tail:
         states, tail = hidden_states(model, **call), own_tail(causal_lm(model))
     else:

@@ -13,6 +13,7 @@ the row, d head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -29,14 +30,43 @@ Groups = Sequence[Sequence[int]]
 prompts with two responses each. A response may be empty."""
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Tokens that see each other whatever their order, such as those of an image.
+
+    numbers: (s) for each prompt; tokens of one number are a block, -1 stands for none.
+    beyond_window: whether also where a sliding window would hide them.
+    """
+
+    numbers: Sequence[Tensor]
+    beyond_window: bool = False
+    _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+
+    def mask(self, prompt: int, window: int | None) -> Tensor | None:
+        """(1 1 s s) true where a token of the prompt sees another; None where that is causal."""
+        if (prompt, window) not in self._masks:
+            self._masks[prompt, window] = self._mask(self.numbers[prompt], window)
+        return self._masks[prompt, window]
+
+    def _mask(self, numbers: Tensor, window: int | None) -> Tensor | None:
+        if not (numbers >= 0).any():
+            return None
+        together = (numbers[:, None] == numbers) & (numbers >= 0)
+        if not self.beyond_window:
+            together = together.triu(1)  # what stands before is seen within the window
+        return together | _causal(len(numbers), len(numbers), window, numbers.device)
+
+
 class Segments(NamedTuple):
     """What the attention function is told beside the tensors.
 
     windows: where the check lets each layer write the sliding window it was called with.
+    blocks: for each prompt the number of every token's block (see `Blocks`).
     """
 
     groups: Groups
     windows: list[int | None] | None = None
+    blocks: Blocks | None = None
 
 
 class PackingError(RuntimeError):
@@ -54,7 +84,11 @@ def segment_positions(groups: Groups) -> Tensor:
 
 
 def segment_inputs(
-    input_ids: Tensor, position_ids: Tensor, groups: Groups, **rest: Any
+    input_ids: Tensor,
+    position_ids: Tensor,
+    groups: Groups,
+    blocks: Blocks | None = None,
+    **rest: Any,
 ) -> dict[str, Any]:
     """Arguments for one call on a packed row. ids: (1 s); positions: (1 s), or (3 1 s) where they
     are multimodal. rest: further arguments, passed on."""
@@ -64,7 +98,7 @@ def segment_inputs(
         "position_ids": position_ids,
         # Any 4-D mask keeps the model from building one of s x s; ours does not look at it.
         "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device),
-        "segments": Segments(groups),
+        "segments": Segments(groups, blocks=blocks),
     }
 
 
@@ -122,10 +156,11 @@ def segment_attention(
     lengths = [length for group in segments.groups for length in group]
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     out: list[Tensor] = []
-    for group in segments.groups:
+    for number, group in enumerate(segments.groups):
+        mask = None if segments.blocks is None else segments.blocks.mask(number, sliding_window)
         prompt_query, prompt_key, prompt_value = next(parts)
         out.append(
-            _attend(prompt_query, prompt_key, prompt_value, scaling, softcap, sliding_window)
+            _attend(prompt_query, prompt_key, prompt_value, scaling, softcap, sliding_window, mask)
         )
         for _ in group[1:]:
             own_query, own_key, own_value = next(parts)

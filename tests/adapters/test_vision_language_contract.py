@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,15 @@ from peft import PeftModel
 from tiny_vision_language import FAMILIES, picture, save_family
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaConfig
+from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaProcessor
 
 from mmalign.adapters.autoregressive import causal_lm
-from mmalign.adapters.vision_language import VisionLanguageAdapter, load_vision_language
+from mmalign.adapters.vision_language import (
+    VisionLanguageAdapter,
+    families,
+    load_vision_language,
+)
+from mmalign.adapters.vision_language.families import Family
 from mmalign.adapters.vision_language.features import backbone
 from mmalign.errors import BadSample, UserError
 from mmalign.media import open_image
@@ -51,6 +57,15 @@ SAMPLES = [
 ]
 
 
+TOWERS = ("vision_tower", "vision_model", "visual")
+
+
+def samples_of(family: str) -> list[Sample]:
+    """PaliGemma takes no prompt without an image."""
+    shown = sample("Paris.", TWO, "What is the capital of France?")
+    return [*SAMPLES[:4], shown, *SAMPLES[5:]] if family.startswith("paligemma") else SAMPLES
+
+
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
@@ -63,15 +78,31 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return find
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=("llava", "qwen2_5_vl", "gemma3"))
 def family(request: pytest.FixtureRequest) -> str:
+    """For what does not depend on what families do with images."""
     return str(request.param)
 
 
 @pytest.fixture
 def adapter(folder_of: Callable[[str], Path], family: str) -> VisionLanguageAdapter:
+    return trained(folder_of(family))
+
+
+@pytest.fixture(params=FAMILIES)
+def each(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def adapter_of(folder_of: Callable[[str], Path]) -> Callable[[str], VisionLanguageAdapter]:
+    """For tests that leave it as it is."""
+    return cache(lambda family: trained(folder_of(family)))
+
+
+def trained(folder: Path) -> VisionLanguageAdapter:
     """As after some training: the LoRA does something."""
-    found = load_vision_language(folder_of(family), lora={"r": 4})
+    found = load_vision_language(folder, lora={"r": 4})
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in found.policy.named_parameters():
@@ -117,17 +148,20 @@ def library_log_prob(model: Any, processor: Any, sample: Sample) -> Tensor:
     )
     answer = sample.response[0].text + "<|im_end|>"  # type: ignore[union-attr]  # a text
     ids = processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
-    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", 0)):
+    suffix = int(isinstance(processor, PaliGemmaProcessor))  # what follows its prefix has a type
+    for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", suffix)):
         if name in inputs:
             inputs[name] = torch.cat([inputs[name], torch.full_like(ids, fill)], dim=1)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], dim=1)
+    inputs.pop("labels", None)
     logits = model(**inputs, use_cache=False).logits[0, -ids.shape[1] - 1 : -1]
     return torch.log_softmax(logits.double(), -1).gather(-1, ids[0, :, None]).sum()
 
 
 def _square(processor: Any, image: Any) -> Any:
     """As the adapter does for processors that crop: onto a square of the mean colour."""
-    if not getattr(processor.image_processor, "do_center_crop", False):
+    settings = processor.image_processor
+    if not getattr(settings, "do_center_crop", False) or hasattr(settings, "image_grid_pinpoints"):
         return image
     side = max(image.size)
     mean = tuple(round(255 * m) for m in processor.image_processor.image_mean)
@@ -137,7 +171,8 @@ def _square(processor: Any, image: Any) -> Any:
     return padded
 
 
-def test_shares_prompts(adapter: VisionLanguageAdapter) -> None:
+def test_shares_prompts(adapter_of: Callable[[str], VisionLanguageAdapter], each: str) -> None:
+    adapter = adapter_of(each)
     assert adapter.abilities.tail
     assert adapter.abilities.packed
 
@@ -162,65 +197,86 @@ def test_log_probs_repeat_also_after_an_optimiser_step(adapter: VisionLanguageAd
     assert not torch.equal(first, log_probs(adapter, SAMPLES))
 
 
-def test_rows_and_gradients_do_not_depend_on_batch_mates(adapter: VisionLanguageAdapter) -> None:
-    together = log_probs(adapter, SAMPLES)
-    apart = torch.cat([log_probs(adapter, [sample]) for sample in SAMPLES])
+def test_rows_and_gradients_do_not_depend_on_batch_mates(
+    adapter_of: Callable[[str], VisionLanguageAdapter], each: str
+) -> None:
+    adapter = adapter_of(each)
+    samples = samples_of(each)
+    together = log_probs(adapter, samples)
+    apart = torch.cat([log_probs(adapter, [sample]) for sample in samples])
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
     signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0, 1.0, 0.3])
     one, many = (gradients(adapter, (signs * x).sum()) for x in (together, apart))
     assert_same(one, many)
 
 
-def test_packed_rows_equal_plain_rows_and_their_gradients(adapter: VisionLanguageAdapter) -> None:
+def test_packed_rows_equal_plain_rows_and_their_gradients(
+    adapter_of: Callable[[str], VisionLanguageAdapter], each: str
+) -> None:
+    adapter = adapter_of(each)
+    samples = samples_of(each)
     plain = copy.copy(adapter)
     plain.collator = copy.copy(adapter.collator)
     plain.collator.packed = False
-    ours, theirs = log_probs(adapter, SAMPLES), log_probs(plain, SAMPLES)
+    ours, theirs = log_probs(adapter, samples), log_probs(plain, samples)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0, 1.0, 0.3])
     assert_same(
         gradients(adapter, (signs * ours).sum()), gradients(adapter, (signs * theirs).sum())
     )
     for one in (adapter, plain):
-        assert one.size(SAMPLES) == one.collate(SAMPLES)["call"]["input_ids"].numel()
-    assert adapter.size(SAMPLES) < plain.size(SAMPLES)
+        assert one.size(samples) == one.collate(samples)["call"]["input_ids"].numel()
+    assert adapter.size(samples) < plain.size(samples)
 
 
 def test_equals_the_library_on_independently_made_inputs(
-    adapter: VisionLanguageAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+    adapter_of: Callable[[str], VisionLanguageAdapter],
+    folder_of: Callable[[str], Path],
+    each: str,
+    tmp_path: Path,
 ) -> None:
+    adapter = adapter_of(each)
+    samples = samples_of(each)
     adapter.save(tmp_path)
-    base = AutoModelForImageTextToText.from_pretrained(folder_of(family), dtype=torch.float32)
+    base = AutoModelForImageTextToText.from_pretrained(folder_of(each), dtype=torch.float32)
     plain = PeftModel.from_pretrained(base, tmp_path).eval()
     processor = AutoProcessor.from_pretrained(tmp_path)
-    mine = log_probs(adapter, SAMPLES)
-    for value, one in zip(mine.tolist(), SAMPLES, strict=True):
+    mine = log_probs(adapter, samples)
+    for value, one in zip(mine.tolist(), samples, strict=True):
         with torch.no_grad():
             expected = library_log_prob(plain, processor, one).item()
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 def test_every_image_is_encoded_once_for_policy_and_reference(
-    adapter: VisionLanguageAdapter,
+    adapter_of: Callable[[str], VisionLanguageAdapter], each: str
 ) -> None:
-    inner, seen = backbone(causal_lm(adapter.policy)), 0
-    tower = next(m for n, m in inner.named_children() if n in ("vision_tower", "visual"))
+    adapter = adapter_of(each)
+    samples, seen = samples_of(each), 0
+    inner = backbone(causal_lm(adapter.policy))
+    tower = next(m for n, m in inner.named_children() if n in TOWERS)
 
     def count(module: Any, args: Any, kwargs: Any) -> None:
         nonlocal seen
-        grid = kwargs.get("grid_thw")
-        seen += len(args[0]) if grid is None else len(grid)
+        seen += len(kwargs.get("grid_thw", args[0] if args else kwargs.get("pixel_values")))
 
-    tower.register_forward_pre_hook(count, with_kwargs=True)
-    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * len(SAMPLES)))
+    handle = tower.register_forward_pre_hook(count, with_kwargs=True)
+    inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
     adapter.log_probs(adapter.policy, inputs)
     with torch.no_grad(), adapter.reference_mode():
         adapter.log_probs(adapter.policy, inputs)
-    assert seen == len({one.digest for s in SAMPLES for one in media_of(s.prompt)}) == 3
+    together, seen = seen, 0
+    crowd = adapter.collator.processing.family.crowd  # then these three are seen as such as well
+    for image in (ONE, TWO) if crowd else (ONE, TWO, WIDE):
+        adapter.encode(adapter.collate([sample("Yes.", image, "?")], [0]))
+    handle.remove()
+    assert together == seen + 3 * crowd
 
 
-def test_the_image_matters(adapter: VisionLanguageAdapter) -> None:
-    found = log_probs(adapter, [SAMPLES[1], SAMPLES[3]])
+def test_the_image_matters(adapter_of: Callable[[str], VisionLanguageAdapter], each: str) -> None:
+    adapter = adapter_of(each)
+    samples = samples_of(each)
+    found = log_probs(adapter, [samples[1], samples[3]])
     assert (found[0] - found[1]).abs() > 1e-3
 
 
@@ -292,8 +348,12 @@ def test_a_trained_tower_gets_gradients(folder_of: Callable[[str], Path], family
     assert all(gradient.abs().max() > 0 for gradient in towers)
 
 
-def test_greedy_sampling_equals_generate(adapter: VisionLanguageAdapter) -> None:
-    prompts = [SAMPLES[i].prompt for i in (0, 4, 5, 6, 0)]
+def test_greedy_sampling_equals_generate(
+    adapter_of: Callable[[str], VisionLanguageAdapter], each: str
+) -> None:
+    adapter = adapter_of(each)
+    samples = samples_of(each)
+    prompts = [samples[i].prompt for i in (0, 4, 5, 6, 0)]
     mine = adapter.sample(prompts, list(range(5)), max_new_tokens=6, temperature=0)
     assert mine == adapter.sample(prompts, list(range(5)), max_new_tokens=6, temperature=0)
     lm, processing = causal_lm(adapter.policy).eval(), adapter.collator.processing
@@ -303,7 +363,7 @@ def test_greedy_sampling_equals_generate(adapter: VisionLanguageAdapter) -> None
         text = words.tokenizer.decode(words.prompt_ids(prompt))
         inputs = processing.processor(
             text=[text],
-            images=[_square(processing.processor, image) for image in shown] or None,
+            images=[[_square(processing.processor, image) for image in shown]] if shown else None,
             return_tensors="pt",
         )
         out = lm.generate(
@@ -311,7 +371,7 @@ def test_greedy_sampling_equals_generate(adapter: VisionLanguageAdapter) -> None
             max_new_tokens=6,
             do_sample=False,
             eos_token_id=adapter.stop_ids,
-            suppress_tokens=(~adapter._speakable()).nonzero()[:, 0].tolist(),
+            suppress_tokens=(~adapter.speakable()).nonzero()[:, 0].tolist(),
         )
         said = words.tokenizer.decode(
             out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
@@ -348,7 +408,21 @@ def test_workers_get_no_model(adapter: VisionLanguageAdapter) -> None:
     assert torch.equal(collate(SAMPLES)["targets"], adapter.collate(SAMPLES)["targets"])
 
 
-def test_a_family_that_is_not_tested_is_refused(tmp_path: Path) -> None:
-    PaliGemmaConfig().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="'paligemma', which the vision-language adapter"):
-        load_vision_language(tmp_path)
+def test_a_model_that_computes_otherwise_is_refused(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PaliGemma without being told where its prefix ends sees no token ahead."""
+    monkeypatch.setitem(families.FAMILIES, "PaliGemmaProcessor", Family())
+    with pytest.raises(UserError, match="answers otherwise here than through its own library"):
+        load_vision_language(folder_of("paligemma"))
+
+
+def test_a_family_that_nobody_listed_is_admitted_by_trying(
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = load_vision_language(folder_of("idefics3"))
+    monkeypatch.delitem(families.FAMILIES, "Idefics3Processor")
+    adapter = load_vision_language(folder_of("idefics3"))
+    torch.testing.assert_close(log_probs(adapter, SAMPLES), log_probs(listed, SAMPLES))
+    with pytest.raises(UserError, match="lays out the tokens of an image is not known"):
+        adapter.spans(SAMPLES[0].prompt)

@@ -158,7 +158,7 @@ class VisionLanguageAdapter:
                     temperature=temperature,
                     top_k=top_k,
                     top_p=top_p,
-                    allowed=self._speakable(),
+                    allowed=self.speakable(),
                 )
                 answers = decode(
                     causal_lm(self.policy),
@@ -215,22 +215,10 @@ class VisionLanguageAdapter:
         """One pass over the distinct prompts, padded on the left, images included."""
         read = [self.collator.prompt(prompt) for prompt in prompts]
         first = dict(zip(read, prompts, strict=True))
-        distinct = list(first)
-        longest, pad = max(len(prompt.ids) for prompt in distinct), self.collator.words.pad_id
-        gaps = [longest - len(prompt.ids) for prompt in distinct]
-        padded = [[pad] * gap + list(p.ids) for gap, p in zip(gaps, distinct, strict=True)]
-        ids = torch.tensor(padded)
-        seen = (torch.arange(longest) >= torch.tensor(gaps)[:, None]).long()
-        after = seen.sum(-1)
-        positions = (seen.cumsum(-1) - 1).clamp(min=0)
-        if self.collator.multimodal:
-            positions = torch.zeros(3, *ids.shape, dtype=torch.long)
-            for row, (gap, prompt) in enumerate(zip(gaps, distinct, strict=True)):
-                positions[:, row, gap:], after[row] = prompt.positions()
+        call, after = self.collator.padded(list(first))
         lm = causal_lm(self.policy)
         inputs = self.encode({"images": self.collator.images(list(first.values()))})
         cache = DynamicCache(config=lm.config.get_text_config())
-        call = {"input_ids": ids, "attention_mask": seen, "position_ids": positions}
         with self.seeing(self.policy, inputs["images"]) as further:
             out = lm(
                 **moved(call, self.device),
@@ -239,12 +227,12 @@ class VisionLanguageAdapter:
                 use_cache=True,
                 logits_to_keep=1,
             )
-        place = {prompt: number for number, prompt in enumerate(distinct)}
+        place = {prompt: number for number, prompt in enumerate(first)}
         index = torch.tensor([place[prompt] for prompt in read])
+        seen, after = call["attention_mask"][index].to(self.device), after[index].to(self.device)
         index = index.to(self.device)
         cache.batch_select_indices(index)
         rows = torch.arange(len(prompts), device=self.device)
-        seen, after = seen.to(self.device)[index], after.to(self.device)[index]
         going = Going(rows, seen, after, torch.zeros_like(rows, dtype=torch.bool))
         return out.logits[index, -1], cache, going
 
@@ -258,11 +246,7 @@ class VisionLanguageAdapter:
             ids.add(self.tokenizer(end.text, add_special_tokens=False).input_ids[-1])
         return sorted(i for i in ids if i is not None)
 
-    def _text(self, ids: list[int], stop: Sequence[str]) -> str:
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        return text[: min([text.find(s) for s in stop if s in text], default=len(text))]
-
-    def _speakable(self) -> Tensor:
+    def speakable(self) -> Tensor:
         """(v,) false for rows by which the vocabulary is padded and for what stands for images."""
         allowed = torch.arange(vocabulary(causal_lm(self.policy))) < len(self.tokenizer)
         silent = [i for i in self.collator.processing.image_ids if i < len(allowed)]
@@ -274,3 +258,7 @@ class VisionLanguageAdapter:
         if self.precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.precision)
+
+    def _text(self, ids: list[int], stop: Sequence[str]) -> str:
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return text[: min([text.find(s) for s in stop if s in text], default=len(text))]

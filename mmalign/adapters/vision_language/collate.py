@@ -14,22 +14,24 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from mmalign.adapters.autoregressive import Tokens, group_by_prompt, pack, row_tokens
 from mmalign.adapters.protocol import Inputs
 from mmalign.adapters.text.collate import TextCollator, limited
 from mmalign.adapters.text.template import Contents, render_prompt
+from mmalign.adapters.vision_language.families import FAMILIES, TokenTypes
 from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.adapters.vision_language.positions import Grid, multimodal_positions
 from mmalign.adapters.vision_language.processing import (
+    CROWD,
     Pixels,
     Processing,
-    names,
+    count,
     pictures,
-    same_shapes,
 )
-from mmalign.errors import BadSample
+from mmalign.errors import BadSample, UserError
 from mmalign.records import Media, Message, Sample, media_of
 
 _REMEMBERED = 4096
@@ -38,16 +40,14 @@ _PIXELS_REMEMBERED = 64
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt as the model reads it. images: what tells its images apart, in order. grids: where
-    positions are multimodal, their sizes in tokens."""
+    """A prompt as the model reads it. types: what it is told about each token, where the family
+    has that. images: what tells its images apart, in order. grids: where positions are
+    multimodal, their sizes in tokens."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     images: tuple[str, ...]
     grids: tuple[Grid, ...] = ()
-
-    def positions(self) -> tuple[Tensor, int]:
-        return multimodal_positions(self.types, self.grids)
 
 
 class VisionLanguageCollator:
@@ -80,15 +80,27 @@ class VisionLanguageCollator:
 
     def __call__(self, samples: Sequence[Sample], seeds: Sequence[int] = ()) -> Inputs:
         """One batch. Log-probabilities need no randomness: seeds are unused."""
-        tokens = [self.tokens(sample) for sample in samples]
+        return self.batch([self.tokens(sample) for sample in samples], samples)
+
+    def batch(self, tokens: Sequence[Tokens], samples: Sequence[Sample]) -> Inputs:
+        """tokens: of the samples, whose prompts hold the images."""
         batch = pack(tokens, packed=self.packed, pad_id=self.words.pad_id)
         groups = group_by_prompt(tokens) if self.packed else [[one] for one in tokens]
         firsts = accumulate([len(group) for group in groups[:-1]], initial=0)
         shown = [samples[first].prompt for first in firsts]
+        prompts = [self.prompt(messages) for messages in shown]
+        responses = [[len(one.completion) - 1 for one in group] for group in groups]
         if self.multimodal:
-            responses = [[len(one.completion) - 1 for one in group] for group in groups]
-            prompts = [self.prompt(messages) for messages in shown]
-            batch["call"]["position_ids"] = _positions(prompts, responses, packed=self.packed)
+            rows = [
+                _followed(*self.positions(prompt), lengths)
+                for prompt, lengths in zip(prompts, responses, strict=True)
+            ]
+            batch["call"]["position_ids"] = _joined(rows, packed=self.packed)
+        if types := self.processing.family.types:
+            rows = [_types(*given, types) for given in zip(prompts, responses, strict=True)]
+            batch["call"][types.name] = _joined(rows, packed=self.packed)[0]
+            numbers = [types.blocks(torch.tensor(prompt.types)) for prompt in prompts]
+            batch["blocks"] = {"numbers": numbers, "beyond_window": types.beyond_window}
         return {**batch, "images": self.images(shown)}
 
     def images(self, prompts: Sequence[tuple[Message, ...]]) -> Inputs:
@@ -97,13 +109,13 @@ class VisionLanguageCollator:
         batches: images that the tower can be given together. numbers: (u,) of the images of all
         batches, joined, by first appearance. order: one number per place.
         """
-        places = [(name, m) for prompt in prompts for m in media_of(prompt) for name in names(m)]
+        places = [place for prompt in prompts for place in self._places(media_of(prompt))]
         media = dict(places)
         unique = {name: number for number, name in enumerate(media)}
         alike: dict[object, list[str]] = {}
         pixels = {name: self._pixels_of(name, media[name]) for name in unique}
         for name in unique:
-            alike.setdefault(same_shapes(pixels[name]), []).append(name)
+            alike.setdefault(self.processing.together(name, pixels[name]), []).append(name)
         batches = [
             {key: torch.cat([pixels[name][key] for name in group]) for key in pixels[group[0]]}
             for group in alike.values()
@@ -137,16 +149,24 @@ class VisionLanguageCollator:
 
     def spans(self, messages: tuple[Message, ...]) -> list[ImageSpan]:
         """Where the prompt shows its images, each frame of a video being one, in order."""
-        places = torch.tensor(self.prompt(messages).types).nonzero()[:, 0]
+        ids = torch.tensor(self.prompt(messages).ids)
+        places = (ids == self.processing.image_id).nonzero()[:, 0]
         layout, processor = self.processing.family.layout, self.processing.processor
+        if layout is None:
+            raise UserError(
+                f"how {type(processor).__name__} lays out the tokens of an image is not known",
+                hint=f"known are {', '.join(sorted(FAMILIES))}",
+            )
         found, begin = [], 0
-        for media in media_of(messages):
-            for name, picture in pictures([media]).items():
-                rectangles = layout(processor, picture.size, self._pixels_of(name, media))
-                own = places[begin : begin + len(rectangles)]
-                real = ~rectangles[:, 0].isnan()
-                found.append(ImageSpan(own[real], rectangles[real], picture.size))
-                begin += len(rectangles)
+        media = media_of(messages)
+        opened = pictures(media)
+        for name, one in self._places(media):
+            size = opened[name.removesuffix(CROWD)].size
+            rectangles = layout(processor, size, self._pixels_of(name, one))
+            own = places[begin : begin + len(rectangles)]
+            real = ~rectangles[:, 0].isnan()
+            found.append(ImageSpan(own[real], rectangles[real], size))
+            begin += len(rectangles)
         if begin != len(places):
             raise BadSample(
                 f"{type(processor).__name__} writes {len(places)} image tokens where its settings "
@@ -154,18 +174,43 @@ class VisionLanguageCollator:
             )
         return found
 
+    def padded(self, prompts: Sequence[Prompt]) -> tuple[dict[str, Tensor], Tensor]:
+        """The model's arguments for prompts in rows of one length, padded on the left, and the
+        position (n) that comes next in each."""
+        ids = [torch.tensor(prompt.ids) for prompt in prompts]
+        counted = [(torch.arange(len(row)), len(row)) for row in ids]
+        positions = list(map(self.positions, prompts)) if self.multimodal else counted
+        call = {
+            "input_ids": _left(ids, self.words.pad_id),
+            "attention_mask": _left([torch.ones_like(row) for row in ids]),
+            "position_ids": _left([own for own, _ in positions]),
+        }
+        if types := self.processing.family.types:
+            call[types.name] = _left([torch.tensor(prompt.types) for prompt in prompts])
+        return call, torch.tensor([after for _, after in positions])
+
+    def positions(self, prompt: Prompt) -> tuple[Tensor, int]:
+        """(3 s) positions where they are multimodal, and the one that comes next."""
+        image = [token == self.processing.image_id for token in prompt.ids]
+        return multimodal_positions(image, prompt.grids)
+
     def _process(self, messages: tuple[Message, ...]) -> Prompt:
         media = media_of(messages)
         opened = pictures(media)
-        order = tuple(name for one in media for name in names(one))
+        order = self.processing.names(media)
         text = render_prompt(self.words.tokenizer, messages, self.words.contents)
-        found = self.processing.prompt(text, [opened[name] for name in order])
+        found = self.processing.prompt(text, [opened[name.removesuffix(CROWD)] for name in order])
         if not found.ids:
             raise BadSample("the prompt is empty and the tokenizer has no token to begin with")
         if len(order) == 1:
             self._remember(order[0], found.pixels)
         grids = self._grids(found.pixels) if self.multimodal else ()
-        return Prompt(found.ids, found.types, order, grids)
+        return Prompt(found.ids, found.types, tuple(order), grids)
+
+    def _places(self, media: Sequence[Media]) -> list[tuple[str, Media]]:
+        """Names of a prompt's images and frames, and the files that hold them."""
+        files = [one for one in media for _ in range(count(one))]
+        return list(zip(self.processing.names(media), files, strict=True))
 
     def _grids(self, pixels: Pixels) -> tuple[Grid, ...]:
         merged = self.processing.processor.image_processor.merge_size
@@ -177,8 +222,10 @@ class VisionLanguageCollator:
 
     def _pixels_of(self, name: str, media: Media) -> Pixels:
         if name not in self._pixels:
+            crowd = name.endswith(CROWD)
             for frame, picture in pictures([media]).items():
-                self._remember(frame, self.processing.image(picture))
+                pixels = self.processing.image(picture, crowd=crowd)
+                self._remember(frame + CROWD * crowd, pixels)
         self._pixels.move_to_end(name)
         return self._pixels[name]
 
@@ -191,15 +238,26 @@ class VisionLanguageCollator:
         return {**self.__dict__, "_prompts": {}, "_pixels": OrderedDict()}
 
 
-def _positions(
-    prompts: Sequence[Prompt], responses: Sequence[Sequence[int]], *, packed: bool
-) -> Tensor:
-    """(3 rows s), padded with zeros. responses: tokens of each that the model is given."""
-    rows = []
-    for prompt, lengths in zip(prompts, responses, strict=True):
-        own, after = prompt.positions()
-        parts = [own, *(torch.arange(after, after + n).expand(3, -1) for n in lengths)]
-        rows.append(torch.cat(parts, dim=1))
+def _left(rows: Sequence[Tensor], pad: int = 0) -> Tensor:
+    """From (... s) of each to (... rows s), padded on the left."""
+    longest = max(row.shape[-1] for row in rows)
+    padded = [F.pad(row, (longest - row.shape[-1], 0), value=pad) for row in rows]
+    return torch.stack(padded, dim=-2)
+
+
+def _followed(positions: Tensor, after: int, responses: Sequence[int]) -> Tensor:
+    """(3 s) of a prompt and its responses. responses: tokens of each that the model is given."""
+    behind = [torch.arange(after, after + length).expand(3, -1) for length in responses]
+    return torch.cat([positions, *behind], dim=1)
+
+
+def _types(prompt: Prompt, responses: Sequence[int], types: TokenTypes) -> Tensor:
+    """(1 s) of a prompt and its responses."""
+    return torch.tensor([[*prompt.types, *[types.answer] * sum(responses)]])
+
+
+def _joined(rows: Sequence[Tensor], *, packed: bool) -> Tensor:
+    """From (k s) of each prompt with its responses to (k rows s): one row, or padded with zeros."""
     if packed:
-        return torch.cat(rows, dim=1)[:, None]
+        return torch.cat(list(rows), dim=1)[:, None]
     return pad_sequence([row.T for row in rows], batch_first=True).permute(2, 0, 1)

@@ -2,24 +2,84 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from mmalign.adapters.vision_language import layouts
 from mmalign.adapters.vision_language.layouts import Layout
 
 
 @dataclass(frozen=True)
-class Family:
-    """layout: which part of an image each of its tokens stands for."""
+class TokenTypes:
+    """An argument of the model with one number for each token, and what attention makes of it.
 
-    layout: Layout
+    name: the argument's. answer: the number of a response's tokens. blocks: from the numbers (s) of
+    a prompt to those of its blocks (s): tokens of one block see each other whatever their order,
+    -1 stands for no block. beyond_window: whether also where a sliding window would hide them.
+    """
+
+    name: str
+    answer: int
+    blocks: Callable[[Tensor], Tensor]
+    beyond_window: bool
+
+
+@dataclass(frozen=True)
+class Family:
+    """layout: which part of an image each of its tokens stands for. types: see `TokenTypes`; None
+    where every token sees what stands before it. together: which images the tower takes in one
+    call. crowd: whether an image among several is cut up otherwise than one alone. crops: whether a
+    processor whose settings say that it crops at the centre does so."""
+
+    layout: Layout | None = None
+    types: TokenTypes | None = None
+    together: Literal["all", "equal", "one"] = "equal"
+    crowd: bool = False
+    crops: bool = True
+
+
+def _runs(types: Tensor) -> Tensor:
+    """Each run of ones is a block of its own."""
+    image = types == 1
+    begins = image & ~image.roll(1).index_fill(0, torch.tensor([0]), False)
+    return torch.where(image, begins.cumsum(0), -1)
+
+
+def _prefix(types: Tensor) -> Tensor:
+    """All zeros are one block."""
+    return torch.where(types == 0, 0, -1)
+
+
+def _ones(types: Tensor) -> Tensor:
+    """All ones are one block."""
+    return torch.where(types == 1, 0, -1)
 
 
 FAMILIES: dict[str, Family] = {
-    "llava": Family(layouts.llava),
-    "qwen2_vl": Family(layouts.qwen),
-    "qwen2_5_vl": Family(layouts.qwen),
+    "Gemma3Processor": Family(
+        layouts.gemma3, TokenTypes("token_type_ids", 0, _runs, beyond_window=False)
+    ),
+    "Idefics3Processor": Family(layouts.idefics3),
+    "InternVLProcessor": Family(layouts.internvl),
+    "LlavaNextProcessor": Family(layouts.llava_next, crops=False),
+    "LlavaOnevisionProcessor": Family(layouts.llava_onevision, crowd=True, crops=False),
+    "LlavaProcessor": Family(layouts.llava),
+    "Molmo2Processor": Family(
+        layouts.molmo2,
+        TokenTypes("mm_token_type_ids", 0, _ones, beyond_window=True),
+        together="one",
+    ),
+    "PaliGemmaProcessor": Family(
+        layouts.paligemma, TokenTypes("token_type_ids", 1, _prefix, beyond_window=True)
+    ),
+    "PixtralProcessor": Family(layouts.pixtral),
+    "Qwen2VLProcessor": Family(layouts.qwen, together="all"),
+    "Qwen2_5_VLProcessor": Family(layouts.qwen, together="all"),
+    "Qwen3VLProcessor": Family(layouts.qwen, together="all"),
+    "SmolVLMProcessor": Family(layouts.idefics3),
 }
-"""By model type. Their results are tested against the library's own; others may need more than is
-passed here (masks that look both ways within an image, say), which no check at loading would
-show."""
+"""By processor, in which models of one kind agree: Pixtral's is that of Mistral 3, too."""

@@ -22,7 +22,8 @@ from mmalign.adapters.autoregressive import backbone_name
 from mmalign.adapters.protocol import Inputs
 
 Features = dict[str, Any]
-"""images: for each image its tensors by name; listed: whether the model expects them in a list."""
+"""images: for each image its tensors by name; listed, listed_deep: whether the model expects them,
+and those for its deeper layers, in a list."""
 
 
 def backbone(lm: PreTrainedModel) -> Any:
@@ -35,7 +36,7 @@ def encode_images(lm: PreTrainedModel, images: Inputs) -> Features:
     inner = backbone(lm)
     accepted = inspect.signature(inner.get_image_features).parameters
     found: list[dict[str, Tensor]] = []
-    listed = False
+    listed = listed_deep = False
     for batch, size in zip(images["batches"], images["sizes"], strict=True):
         arguments = {name: value for name, value in batch.items() if name in accepted}
         out = inner.get_image_features(**arguments, return_dict=True)
@@ -43,14 +44,20 @@ def encode_images(lm: PreTrainedModel, images: Inputs) -> Features:
         layers = {"pooled": _apart(out.pooler_output, size)}
         for depth, layer in enumerate(getattr(out, "deepstack_features", None) or ()):
             layers[f"deep.{depth}"] = _apart(layer, size)
+            listed_deep = not isinstance(layer, Tensor)
         found += [{name: parts[i] for name, parts in layers.items()} for i in range(size)]
     by_number = dict(zip(images["numbers"], found, strict=True))
-    return {"images": [by_number[number] for number in sorted(by_number)], "listed": listed}
+    in_order = [by_number[number] for number in sorted(by_number)]
+    return {"images": in_order, "listed": listed, "listed_deep": listed_deep}
 
 
 def _apart(features: Any, size: int) -> list[Tensor]:
     """The features of each of `size` images of one shape."""
     return list(features.chunk(size)) if isinstance(features, Tensor) else list(features)
+
+
+def _together(parts: list[Tensor], listed: bool) -> Any:
+    return parts if listed else torch.cat(parts)
 
 
 @dataclass
@@ -64,12 +71,12 @@ class _Output(BaseModelOutputWithPooling):
 def given(lm: PreTrainedModel, features: Features, order: Sequence[int]) -> Iterator[None]:
     """Inside, the model takes its images from `features`, in `order`."""
     shown = [features["images"][number] for number in order]
-    pooled: Any = [image["pooled"] for image in shown]
-    if not features["listed"]:
-        pooled = torch.cat(pooled)
     depths = sorted(name for name in shown[0] if name.startswith("deep."))
-    deep = [torch.cat([image[name] for image in shown]) for name in depths]
-    output = _Output(pooler_output=pooled, deepstack_features=deep or None)
+    deep = [_together([i[name] for i in shown], features["listed_deep"]) for name in depths]
+    output = _Output(
+        pooler_output=_together([image["pooled"] for image in shown], features["listed"]),
+        deepstack_features=deep or None,
+    )
     inner = backbone(lm)
     inner.get_image_features = lambda *args, **kwargs: output  # an attribute before the method
     try:

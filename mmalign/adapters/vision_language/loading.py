@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from PIL import Image
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmalign.adapters.autoregressive import (
-    Abilities,
-    evaluating,
-    examine,
-    predicting_states,
-)
+from mmalign.adapters.autoregressive import examine
 from mmalign.adapters.lora import Lora, add_lora, load_lora
 from mmalign.adapters.text.loading import PRECISIONS, template_of, unavailable, without_dropout
 from mmalign.adapters.vision_language.adapter import VisionLanguageAdapter
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
-from mmalign.adapters.vision_language.families import FAMILIES
+from mmalign.adapters.vision_language.examination import examine_with_images
+from mmalign.adapters.vision_language.families import FAMILIES, Family
 from mmalign.adapters.vision_language.features import backbone
 from mmalign.adapters.vision_language.processing import Processing
 from mmalign.errors import UserError
-from mmalign.media import png
-from mmalign.records import PLAIN, Message, Sample, Text
 
 TOWERS = ("vision_tower", "vision_model", "visual")
 PROJECTORS = ("multi_modal_projector", "connector")
@@ -78,19 +69,12 @@ def load_vision_language(
     path = Path(model).expanduser()
     source = str(path.resolve()) if path.is_dir() else str(model)
     try:
-        kind = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).model_type
-        if kind not in FAMILIES:
-            raise UserError(
-                f"{source} is a model of type {kind!r}, which the vision-language adapter does not "
-                "know",
-                hint=f"there are {', '.join(sorted(FAMILIES))}",
-            )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
         lm, dropouts = without_dropout(
             AutoModelForImageTextToText, source, held, trust_remote_code=trust_remote_code
         )
-    except UserError:
-        raise
+    except ImportError as error:
+        raise UserError(f"{source} needs a package that is not installed: {error}") from error
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise unavailable("vision-language model", source, error) from error
     if getattr(processor, "image_token", None) is None:
@@ -105,15 +89,16 @@ def load_vision_language(
     if max_length is None:
         max_length = getattr(text, "max_position_embeddings", None)
     abilities = examine(lm)
+    family = FAMILIES.get(type(processor).__name__, Family(together="one"))
     collator = VisionLanguageCollator(
-        Processing(processor, FAMILIES[kind]),
+        Processing(processor, family, lm.config.image_token_id),
         max_length=max_length,
         truncate=truncate,
         packed=abilities.packed,
         multimodal=hasattr(backbone(lm), "get_rope_index"),
     )
     bare = VisionLanguageAdapter(lm, collator, abilities, precision=dtype, dropouts=dropouts)
-    abilities = _examined_with_images(bare)
+    abilities = examine_with_images(bare)
     if gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parts = _trained_parts(lm, projector=train_projector, vision=train_vision)
@@ -186,32 +171,3 @@ def _trained_parts(lm: Any, *, projector: bool, vision: bool) -> list[str]:
                 )
             found += present
     return found
-
-
-def _examined_with_images(adapter: VisionLanguageAdapter) -> Abilities:
-    """What the model can do when there are images, found by trying one prompt with two answers."""
-    if not adapter.abilities.packed:
-        return adapter.abilities
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    prompt = (Message(PLAIN, (png(Image.fromarray(noise)), Text(" What is it?"))),)
-    samples = [Sample(prompt, (Text(text),)) for text in ("A dog.", "It is a red cat.")]
-    collator = adapter.collator
-    limit, collator.max_length = collator.max_length, None
-    states = []
-    with evaluating(adapter.policy), torch.no_grad(), adapter.arithmetic():
-        for packed in (True, False):
-            collator.packed = packed
-            inputs = adapter.encode(collator(samples))
-            with adapter.seeing(adapter.policy, inputs["images"]) as call:
-                given = {**inputs, "call": {**inputs["call"], **call}}
-                states.append(predicting_states(adapter.policy, given, adapter.abilities)[0])
-    difference = ((states[0] - states[1]).abs().mean() / states[1].abs().mean()).item()
-    tolerance = 1e-4 if states[0].dtype == torch.float32 else 0.05
-    collator.max_length, collator.packed = limit, difference <= tolerance
-    if not collator.packed:
-        warnings.warn(
-            f"{type(adapter.policy).__name__} cannot compute a prompt with images once for all its "
-            f"responses (relative difference {difference:.1e}); the slower plain way is used",
-            stacklevel=3,
-        )
-    return replace(adapter.abilities, packed=collator.packed)

@@ -16,18 +16,18 @@ Grid = tuple[int, int, int]
 """Times, rows and columns of an image in tokens of the language model."""
 
 
-def multimodal_positions(types: Sequence[int], grids: Iterable[Grid]) -> tuple[Tensor, int]:
+def multimodal_positions(image: Sequence[bool], grids: Iterable[Grid]) -> tuple[Tensor, int]:
     """(3 s) time, row and column of each token, and the position of the token that comes next.
 
-    types: 1 for image tokens, 0 for text. grids: of the images, in order.
+    image: whether a token belongs to an image. grids: of the images, in order.
     """
     left, parts, start = iter(grids), [torch.empty(3, 0, dtype=torch.long)], 0
-    for image, run in groupby(types):
+    for within, run in groupby(image):
         length = len(list(run))
-        if not image:
+        if not within:
             parts.append(torch.arange(start, start + length).expand(3, -1))
             start += length
-        while image and length:
+        while within and length:
             times, rows, columns = next(left)
             axes = (torch.arange(times), torch.arange(rows), torch.arange(columns))
             parts.append(torch.cartesian_prod(*axes).T.reshape(3, -1) + start)

@@ -18,8 +18,12 @@ from mmalign.errors import BadSample
 from mmalign.media import frames, open_image
 from mmalign.records import Media, Part, Text
 
-TEXT_SIDE = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
+TEXT_SIDE = frozenset(
+    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+)
 """What a processor returns about tokens; all else is about images."""
+CROWD = "/crowd"
+"""Ends the name of an image that is among several in its prompt, where that makes a difference."""
 VIDEO_FRAMES = 8
 
 Picture = Image.Image
@@ -29,8 +33,8 @@ Pixels = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Processed:
-    """ids: (s) with every image's tokens written out. types: 1 for image tokens, 0 for text.
-    pixels: of all images together, in the processor's layout."""
+    """ids: (s) with every image's tokens written out. types: (s) what the model is told about each
+    of them, nothing in most families. pixels: of all images, in the processor's layout."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
@@ -38,14 +42,18 @@ class Processed:
 
 
 class Processing:
-    """Prompts and images as the model reads them. Travels to data workers."""
+    """Prompts and images as the model reads them. Travels to data workers.
 
-    def __init__(self, processor: Any, family: Family) -> None:
+    image_id: of the tokens that images become. placeholder: what stands for an image in a text.
+    image_ids: all tokens that no answer may hold.
+    """
+
+    def __init__(self, processor: Any, family: Family, image_id: int) -> None:
         self.processor = processor
         self.family = family
+        self.image_id = image_id
         self.placeholder = str(processor.image_token)
-        self.image_id = processor.tokenizer.convert_tokens_to_ids(self.placeholder)
-        self.image_ids = frozenset(image_token_ids(processor))
+        self.image_ids = frozenset({image_id} | image_token_ids(processor))
 
     def chat_parts(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """As chat templates of processors expect them."""
@@ -68,27 +76,51 @@ class Processing:
 
     def prompt(self, text: str, pictures: Sequence[Picture]) -> Processed:
         """Raises BadSample where the text does not place every picture."""
+        found = self.call(text, pictures)
+        ids = found["input_ids"][0].tolist()
+        return Processed(
+            tuple(ids),
+            self._types(found),
+            {name: value for name, value in found.items() if name not in TEXT_SIDE},
+        )
+
+    def call(self, text: str, pictures: Sequence[Picture]) -> Any:
+        """All that the processor says about a prompt. Raises BadSample."""
         bos = self.processor.tokenizer.bos_token
         begun = bos is not None and text.startswith(bos)
         try:
-            found = self.processor(
+            return self.processor(
                 text=[text],
-                images=[self._whole(picture) for picture in pictures] or None,
+                images=[[self._uncropped(picture) for picture in pictures]] if pictures else None,
                 return_tensors="pt",
                 **({"add_special_tokens": False} if begun else {}),
             )
         except ValueError as error:
             raise BadSample(f"the processor refuses the prompt: {error}") from error
-        ids = found["input_ids"][0].tolist()
-        return Processed(
-            tuple(ids),
-            tuple(int(token == self.image_id) for token in ids),
-            {name: value for name, value in found.items() if name not in TEXT_SIDE},
-        )
 
-    def image(self, picture: Picture) -> Pixels:
-        """One image by itself."""
-        return self.prompt(self.placeholder, [picture]).pixels
+    def image(self, picture: Picture, *, crowd: bool = False) -> Pixels:
+        """One image by itself. crowd: as it is among several."""
+        pixels = self.prompt(self.placeholder * (1 + crowd), [picture] * (1 + crowd)).pixels
+        return {name: value[:1] for name, value in pixels.items()} if crowd else pixels
+
+    def names(self, media: Sequence[Media]) -> list[str]:
+        """What tells a prompt's images and frames apart, in order, without opening them."""
+        found = [name for one in media for name in names(one)]
+        crowd = self.family.crowd and len(found) > 1
+        return [name + CROWD for name in found] if crowd else found
+
+    def together(self, name: str, pixels: Pixels) -> object:
+        """Equal for images that the tower can be given together."""
+        match self.family.together:
+            case "all":
+                return None
+            case "equal":
+                return tuple(sorted((key, tuple(value.shape)) for key, value in pixels.items()))
+        return name
+
+    def _types(self, found: Mapping[str, Tensor]) -> tuple[int, ...]:
+        types = self.family.types
+        return () if types is None else tuple(found[types.name][0].tolist())
 
     def _said(self, part: Text) -> str:
         if self.placeholder in part.text:
@@ -98,10 +130,10 @@ class Processing:
             )
         return part.text
 
-    def _whole(self, picture: Picture) -> Picture:
+    def _uncropped(self, picture: Picture) -> Picture:
         """Padded to the shape of a processor that would otherwise crop it at the centre."""
         settings = self.processor.image_processor
-        if not getattr(settings, "do_center_crop", None):
+        if not (self.family.crops and getattr(settings, "do_center_crop", None)):
             return picture
         crop = settings.crop_size
         width, height = crop["width"], crop["height"]
@@ -117,6 +149,7 @@ def image_token_ids(processor: Any) -> set[int]:
     names = ("image_token", "video_token", "boi_token", "eoi_token")
     texts = [getattr(processor, name, None) for name in names]
     ids = {tokenizer.convert_tokens_to_ids(text) for text in texts if isinstance(text, str)}
+    ids |= set(getattr(processor, "image_token_ids", ()))
     return {i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id}
 
 
@@ -141,8 +174,3 @@ def names(media: Media) -> list[str]:
     if media.kind == "image":
         return [media.digest]
     return [f"{media.digest}/{number}" for number in range(VIDEO_FRAMES)]
-
-
-def same_shapes(pixels: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Equal for images that the tower can be given together."""
-    return tuple(sorted((name, tuple(value.shape)) for name, value in pixels.items()))
