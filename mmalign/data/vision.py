@@ -183,8 +183,8 @@ def llava_rlhf(row: Row, root: Path | None = None) -> Preference:
     if better not in (1, 2):
         raise FieldError("preference", f"is {better!r}, but 1 or 2 is wanted")
     good, bad = outputs if better == 1 else outputs[::-1]
-    turns = _turns(row.get("conversations"), "conversations")
-    prompt = messages(turns, _media(row, root), "conversations")
+    asked = turns(row.get("conversations"), "conversations")
+    prompt = messages(asked, _media(row, root), "conversations")
     return _pair(prompt, good, bad, source=_source("llava-rlhf", row))
 
 
