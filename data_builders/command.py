@@ -5,6 +5,7 @@ command line. The type of the first one says how it is given its inputs:
 
     Iterable[Record], Iterable[Preference], Iterable[Asked]: in chunks, in any number of processes
     Sequence[Preference]: the whole dataset at once, for what looks at all of it
+    Sequence[Sequence[Preference]]: several datasets at once
 
     command = as_command("fair-length", build)      # and one line in mmalign/cli.py
 """
@@ -118,10 +119,9 @@ def as_command(
     hints = get_type_hints(builder)
     kind = (get_args(hints[first.name]) or (None,))[0]
     whole = get_origin(hints[first.name]) is Sequence
-    if kind not in SOURCES or (whole and kind is not Preference):
-        raise TypeError(
-            f"{name}: a builder reads Records, Preferences or Asked, not {first.annotation}"
-        )
+    several = whole and kind == Sequence[Preference]
+    if not several and (kind not in SOURCES or (whole and kind is not Preference)):
+        raise TypeError(f"{name}: a builder reads Records, Preferences or Asked, not {kind}")
 
     def command(*positional: Any, **named: Any) -> Built:
         bound = signature.bind(*positional, **named)
@@ -153,22 +153,32 @@ def as_command(
         _say(built, output.out)
         return built
 
-    signature = _signature(first.name, own, hints, whole=whole)
+    signature = _signature(first.name, own, hints, whole=whole, several=several)
     command.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
     command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
-    command.__doc__ = _explained(builder, first.name, SOURCES[kind])
+    words = "Datasets of preferences." if several else SOURCES[kind]
+    command.__doc__ = _explained(builder, first.name, words)
     command.__name__ = command.__qualname__ = name
     return command
 
 
 def _signature(
-    source: str, own: Sequence[inspect.Parameter], hints: Mapping[str, Any], *, whole: bool
+    source: str,
+    own: Sequence[inspect.Parameter],
+    hints: Mapping[str, Any],
+    *,
+    whole: bool,
+    several: bool,
 ) -> inspect.Signature:
     parameter = inspect.Parameter
     shared: dict[str, type] = {"reading": Reading} | ({} if whole else {"running": Running})
     return inspect.Signature(
         [
-            parameter(source, parameter.POSITIONAL_OR_KEYWORD, annotation=str),
+            parameter(
+                source,
+                parameter.POSITIONAL_OR_KEYWORD,
+                annotation=list[str] if several else str,
+            ),
             *(p.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own),
             parameter("output", parameter.KEYWORD_ONLY, annotation=Output),
             *(
@@ -180,19 +190,22 @@ def _signature(
 
 
 def _build_whole(
-    builder: Callable[[Sequence[Preference]], Iterable[Preference]],
-    source: str,
+    builder: Callable[[Any], Iterable[Any]],
+    source: str | list[str],
     reading: Reading,
     output: Output,
     origin: Mapping[str, Any],
 ) -> Built:
     columns = parse_columns(reading.columns)
-    dataset = open_dataset(source, split=reading.split, columns=columns)[: reading.limit]
+    opened = [
+        open_dataset(each, split=reading.split, columns=columns)[: reading.limit]
+        for each in ([source] if isinstance(source, str) else source)
+    ]
     return build_whole(
         builder,
-        dataset,
+        opened[0] if isinstance(source, str) else opened,
         output.out,
-        origin={**origin, "inputs": len(dataset)},
+        origin={**origin, "inputs": [len(each) for each in opened]},
         overwrite=output.overwrite,
     )
 
@@ -203,9 +216,15 @@ def _origin(name: str, command: Callable[..., Any], given: dict[str, Any]) -> di
     for free in FREE:
         settings.pop(free, None)
     source = next(iter(given))
-    if Path(given[source]).exists():
-        settings[source] = str(Path(given[source]).absolute())
+    settings[source] = _located(settings[source])
     return settings
+
+
+def _located(source: Any) -> Any:
+    """A source that lies here, wherever the command is run."""
+    if isinstance(source, list):
+        return [_located(each) for each in source]
+    return str(Path(source).absolute()) if Path(source).exists() else source
 
 
 def _explained(builder: Callable[..., Any], source: str, words: str) -> str:

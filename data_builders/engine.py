@@ -121,48 +121,51 @@ def build(
 
 
 def build_whole(
-    builder: Callable[[Sequence[Preference]], Iterable[Preference]],
-    dataset: Preferences,
+    builder: Callable[[Any], Iterable[Preference | RecordError]],
+    dataset: Preferences | Sequence[Preferences],
     out: Path,
     *,
     origin: Any = None,
     overwrite: bool = False,
     show: bool = True,
 ) -> Built:
-    """Write what `builder` makes of a dataset that it has to see as a whole.
+    """Write what `builder` makes of a dataset, or of several, that it has to see as a whole.
 
-    Records that cannot be read, and what is made and cannot be written, are in quarantine.jsonl;
-    what the builder leaves out is not. A build that goes on makes everything again, which has to
-    come out the same each time, and writes what was not written.
-    Arguments and errors as for `build`.
+    Records that cannot be read, those for which the builder yields a RecordError, and what is made
+    and cannot be written are in quarantine.jsonl; what the builder leaves out is not. A build that
+    goes on makes everything again, which has to come out the same each time, and writes what was
+    not written. Arguments and errors as for `build`.
     """
+    datasets = [dataset] if isinstance(dataset, Preferences) else list(dataset)
+    read = sum(map(len, datasets))
     if not overwrite and (done := _finished(out, origin)):
-        return replace(done, read=len(dataset))
+        return replace(done, read=read)
     with StoreWriter(out, origin=origin, resume=True, overwrite=overwrite) as writer:
         refused = Quarantine(out / QUARANTINE)
         start, made = writer.position or 0, 0
         with _progress(show) as bar:
             bar.add_task("reading", total=None)
-            usable = dataset.usable(refused)
-            if not len(usable):
-                raise DatasetError(
-                    f"none of the {len(dataset)} records of {dataset.where} is usable"
-                )
+            usable = [each.usable(refused) for each in datasets]
+            if not any(map(len, usable)):
+                raise DatasetError(f"none of the {read} records can be read")
             task = bar.add_task("building", total=None, completed=start)
-            for preference in builder(usable):
+            for found in builder(usable[0] if isinstance(dataset, Preferences) else usable):
+                if isinstance(found, RecordError):
+                    refused.add(found)
+                    continue
                 made += 1
                 try:
                     if made <= start:
-                        encode(preference, needed(preference))
+                        encode(found, needed(found))
                     else:
-                        writer.write(_with_version(preference), position=made)
+                        writer.write(_with_version(found), position=made)
                 except FieldError as error:
                     reason = f"what was made of it cannot be written: {error.reason}"
                     refused.add(RecordError("made", made - 1, error.field, reason))
                 bar.update(task, completed=made)
         if not made:
-            raise DatasetError(f"the builder keeps none of the {len(usable)} records")
-    return Built(len(dataset), len(refused), writer.rows)
+            raise DatasetError(f"the builder keeps none of the {read} records")
+    return Built(read, len(refused), writer.rows)
 
 
 def _write(writer: StoreWriter, made: Sequence[Preference], read: int, refused: Quarantine) -> None:

@@ -90,6 +90,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.human_votes:command",
         "Bring several people's votes on the same candidates to one preference.",
     ),
+    "mix": (
+        "mmalign.data_builders.mix:command",
+        "Mix datasets: proportions, no duplicates, no evaluation data, a split by image.",
+    ),
     "reward-pairs": (
         "mmalign.data_builders.reward_pairs:command",
         "Sample several responses per prompt, and prefer those with the better reward.",

@@ -86,7 +86,7 @@ class _Records(Sequence[T]):
             return self.select(range(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.where} has {len(self)} records, there is no number {index}")
-        row = self._row_number(index % len(self))
+        row = self.row_number(index % len(self))
         return self._reader(row, self._rows[row])
 
     def __iter__(self) -> Iterator[T]:
@@ -102,12 +102,12 @@ class _Records(Sequence[T]):
 
     def select(self, indices: Sequence[int]) -> Self:
         """The records at these places, in this order."""
-        rows = [self._row_number(index) for index in indices]
+        rows = [self.row_number(index) for index in indices]
         return type(self)(self._rows, self._reader, self.format, rows)
 
     def row(self, index: int) -> Row:
         """The raw row behind a record."""
-        return self._rows[self._row_number(index)]
+        return self._rows[self.row_number(index)]
 
     def describe(self) -> str:
         """One line: where it is, which format was taken, how many records, which columns."""
@@ -120,7 +120,8 @@ class _Records(Sequence[T]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.describe()}>"
 
-    def _row_number(self, index: int) -> int:
+    def row_number(self, index: int) -> int:
+        """The number of a record's row in the files, which differs in a selection."""
         return index if self._indices is None else self._indices[index]
 
     def _numbered(self) -> Iterator[tuple[int, Row]]:
@@ -143,7 +144,7 @@ class Preferences(_Records[Preference]):
         """Those that can be read and are wanted, found by reading all once; those that cannot be
         read go to quarantine."""
         good = {row for row, preference in self.readable(quarantine) if wanted(preference)}
-        places = [i for i in range(len(self)) if self._row_number(i) in good]
+        places = [i for i in range(len(self)) if self.row_number(i) in good]
         return self if len(places) == len(self) else self.select(places)
 
     def prompt_ids(self) -> Iterator[tuple[str, ...]]:
