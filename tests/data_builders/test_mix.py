@@ -1,4 +1,4 @@
-"""Mixes hold what their weights say, nothing twice, nothing of the evaluation, and split cleanly."""
+"""Mixes hold what their weights say, nothing twice, no evaluation data, and split cleanly."""
 
 from __future__ import annotations
 
