@@ -49,7 +49,7 @@ def build(
     size: int | None = None,
     duplicates: Literal["drop", "keep"] = "drop",
     against: list[str] | None = None,
-    distance: int = 4,
+    distance: int = 6,
     held_out: float = 0.0,
     part: Literal["train", "held-out"] = "train",
     shuffle: bool = True,

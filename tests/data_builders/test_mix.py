@@ -54,8 +54,8 @@ def test_scaled_and_compressed_images_look_the_same_and_others_do_not() -> None:
         image = picture(seed)
         small = image.resize((50, 50), Image.Resampling.BILINEAR)
         with Image.open(io.BytesIO(jpeg(image).content)) as compressed:
-            assert (perceptual_hash(compressed) ^ own).bit_count() <= 4
-        assert (perceptual_hash(small) ^ own).bit_count() <= 4
+            assert (perceptual_hash(compressed) ^ own).bit_count() <= 6
+        assert (perceptual_hash(small) ^ own).bit_count() <= 6
     assert all((a ^ b).bit_count() > 8 for i, a in enumerate(hashes) for b in hashes[:i])
 
 
