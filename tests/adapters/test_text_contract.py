@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import contract
 import pytest
 import torch
+from contract import assert_same, gradients, log_probs, stirred
 from peft import PeftModel
 from tiny_models import FAMILIES, PLAIN_ROWS, save_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from mmalign.adapters.autoregressive import Tokens, causal_lm
@@ -59,27 +59,6 @@ def adapter(folder_of: Callable[[str], Path], family: str) -> TextAdapter:
     return stirred(load_text(folder_of(family), lora={"r": 4, "dropout": 0.0}))
 
 
-def stirred(adapter: TextAdapter) -> TextAdapter:
-    """As after some training: the LoRA does something."""
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in adapter.policy.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(0.05 * torch.randn(weight.shape, generator=draws))
-    return adapter
-
-
-def log_probs(adapter: TextAdapter, samples: list[Sample]) -> Tensor:
-    inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
-    return adapter.log_probs(adapter.policy, inputs).log_probs
-
-
-def gradients(adapter: TextAdapter, total: Tensor) -> dict[str, Tensor]:
-    weights = {n: p for n, p in adapter.policy.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
-
-
 def plain_log_probs(model: nn.Module, tokens: Tokens) -> Tensor:
     """(t,) by the library's own forward on one unpadded row, all logits."""
     ids = torch.tensor([[*tokens.prompt, *tokens.completion]])
@@ -94,35 +73,17 @@ def test_packs_unless_recurrent(adapter: TextAdapter, family: str) -> None:
 
 
 def test_first_step_costs_log_2(folder_of: Callable[[str], Path], family: str) -> None:
-    adapter = load_text(folder_of(family), lora={"r": 4, "dropout": 0.5})
-    assert adapter.policy.training
-    ratio = log_probs(adapter, SAMPLES[:2])
-    with adapter.reference_mode():
-        ratio = ratio - log_probs(adapter, SAMPLES[:2])
-    assert torch.equal(ratio, torch.zeros(2))  # to the last bit
-    assert -F.logsigmoid(0.1 * (ratio[0] - ratio[1])).item() == pytest.approx(math.log(2))
+    contract.first_step_costs_log_2(
+        load_text(folder_of(family), lora={"r": 4, "dropout": 0.5}), SAMPLES[:2]
+    )
 
 
 def test_log_probs_repeat_also_after_an_optimiser_step(adapter: TextAdapter) -> None:
-    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
-    for _ in range(2):
-        first, again = log_probs(adapter, SAMPLES), log_probs(adapter, SAMPLES)
-        assert torch.equal(first, again)
-        first.sum().backward()
-        optimizer.step()
-    assert not torch.equal(first, log_probs(adapter, SAMPLES))
+    contract.log_probs_repeat(adapter, SAMPLES)
 
 
 def test_rows_and_gradients_do_not_depend_on_batch_mates(adapter: TextAdapter) -> None:
-    together = log_probs(adapter, SAMPLES)
-    apart = torch.cat([log_probs(adapter, [sample]) for sample in SAMPLES])
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
-    signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0])
-    one, many = (gradients(adapter, (signs * x).sum()) for x in (together, apart))
-    assert one.keys() == many.keys()
-    for name in one:
-        scale = many[name].abs().max().item()
-        torch.testing.assert_close(one[name], many[name], rtol=1e-4, atol=1e-5 * scale + 1e-7)
+    contract.rows_do_not_depend_on_batch_mates(adapter, SAMPLES)
 
 
 def test_packed_rows_equal_padded_rows(adapter: TextAdapter, family: str) -> None:
@@ -161,53 +122,22 @@ def test_gradients_equal_an_independent_plain_computation(adapter: TextAdapter) 
     mine = gradients(adapter, log_probs(adapter, SAMPLES[:2])[0])
     tokens = adapter.collator.tokens(SAMPLES[0])
     plain = gradients(adapter, plain_log_probs(adapter.policy, tokens).sum())
-    assert mine.keys() == plain.keys()
-    for name in mine:
-        scale = plain[name].abs().max().item()
-        torch.testing.assert_close(mine[name], plain[name], rtol=1e-4, atol=1e-5 * scale + 1e-7)
+    assert_same(mine, plain)
 
 
 def test_one_batch_can_be_overfitted(folder_of: Callable[[str], Path], family: str) -> None:
-    adapter = load_text(folder_of(family), lora={"r": 4})
-    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
-    with torch.no_grad():
-        start = log_probs(adapter, SAMPLES[:2])
-    for _ in range(20):
-        now = log_probs(adapter, SAMPLES[:2]) - start
-        loss = -F.logsigmoid(now[0] - now[1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05
+    contract.one_batch_can_be_overfitted(load_text(folder_of(family), lora={"r": 4}), SAMPLES[:2])
 
 
 def test_reference_by_adapter_off_and_by_frozen_copy_agree(adapter: TextAdapter) -> None:
-    frozen = copy.deepcopy(adapter.policy).base_model.unload()
-    before = {n: p.requires_grad for n, p in adapter.policy.named_parameters()}
-    trained = log_probs(adapter, SAMPLES)
-    with adapter.reference_mode():
-        off = log_probs(adapter, SAMPLES)
-    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * 5))
-    assert torch.equal(off, adapter.log_probs(frozen, inputs).log_probs)
-    assert (off - trained).abs().max() > 0.01
-    assert torch.equal(trained, log_probs(adapter, SAMPLES))
-    assert before == {n: p.requires_grad for n, p in adapter.policy.named_parameters()}
+    contract.references_agree(adapter, SAMPLES)
 
 
 def test_adapter_trained_on_keeps_what_it_was_as_reference(
     adapter: TextAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:
     adapter.save(tmp_path)
-    again = load_text(folder_of(family), adapter=tmp_path)
-    loaded = log_probs(again, SAMPLES)
-    torch.testing.assert_close(loaded, log_probs(adapter, SAMPLES), rtol=1e-5, atol=1e-5)
-    with again.reference_mode():
-        torch.testing.assert_close(log_probs(again, SAMPLES), loaded, rtol=1e-6, atol=1e-6)
-    loaded.sum().backward()
-    torch.optim.SGD([p for p in again.policy.parameters() if p.requires_grad], 0.01).step()
-    assert (log_probs(again, SAMPLES) - loaded).abs().max() > 1e-3
-    with again.reference_mode():
-        torch.testing.assert_close(log_probs(again, SAMPLES), loaded, rtol=1e-6, atol=1e-6)
+    contract.trains_on(adapter, load_text(folder_of(family), adapter=tmp_path), SAMPLES)
 
 
 def test_merged_export_loads_in_plain_transformers(

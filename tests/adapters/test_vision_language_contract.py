@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import contract
 import pytest
 import torch
+from contract import assert_same, gradients, log_probs, stirred
 from peft import PeftModel
 from tiny_vision_language import FAMILIES, picture, save_family
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaProcessor
 
 from mmalign.adapters.autoregressive import causal_lm
@@ -101,32 +101,8 @@ def adapter_of(folder_of: Callable[[str], Path]) -> Callable[[str], VisionLangua
 
 
 def trained(folder: Path) -> VisionLanguageAdapter:
-    """As after some training: the LoRA does something."""
-    found = load_vision_language(folder, lora={"r": 4})
-    draws = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, weight in found.policy.named_parameters():
-            if "lora_B" in name:
-                weight.copy_(0.05 * torch.randn(weight.shape, generator=draws))
-    return found
-
-
-def log_probs(adapter: VisionLanguageAdapter, samples: list[Sample]) -> Tensor:
-    inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
-    return adapter.log_probs(adapter.policy, inputs).log_probs
-
-
-def gradients(adapter: VisionLanguageAdapter, total: Tensor) -> dict[str, Tensor]:
-    weights = {n: p for n, p in adapter.policy.named_parameters() if p.requires_grad}
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
-    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        scale = theirs[name].abs().max().item()
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5 * scale + 1e-7)
+    adapter: VisionLanguageAdapter = stirred(load_vision_language(folder, lora={"r": 4}))
+    return adapter
 
 
 def library_log_prob(model: Any, processor: Any, sample: Sample) -> Tensor:
@@ -178,36 +154,19 @@ def test_shares_prompts(adapter_of: Callable[[str], VisionLanguageAdapter], each
 
 
 def test_first_step_costs_log_2(folder_of: Callable[[str], Path], family: str) -> None:
-    adapter = load_vision_language(folder_of(family), lora={"r": 4, "dropout": 0.5})
-    assert adapter.policy.training
-    ratio = log_probs(adapter, SAMPLES[:2])
-    with adapter.reference_mode():
-        ratio = ratio - log_probs(adapter, SAMPLES[:2])
-    assert torch.equal(ratio, torch.zeros(2))  # to the last bit
-    assert -F.logsigmoid(0.1 * (ratio[0] - ratio[1])).item() == pytest.approx(math.log(2))
+    contract.first_step_costs_log_2(
+        load_vision_language(folder_of(family), lora={"r": 4, "dropout": 0.5}), SAMPLES[:2]
+    )
 
 
 def test_log_probs_repeat_also_after_an_optimiser_step(adapter: VisionLanguageAdapter) -> None:
-    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
-    for _ in range(2):
-        first, again = log_probs(adapter, SAMPLES), log_probs(adapter, SAMPLES)
-        assert torch.equal(first, again)
-        first.sum().backward()
-        optimizer.step()
-    assert not torch.equal(first, log_probs(adapter, SAMPLES))
+    contract.log_probs_repeat(adapter, SAMPLES)
 
 
 def test_rows_and_gradients_do_not_depend_on_batch_mates(
     adapter_of: Callable[[str], VisionLanguageAdapter], each: str
 ) -> None:
-    adapter = adapter_of(each)
-    samples = samples_of(each)
-    together = log_probs(adapter, samples)
-    apart = torch.cat([log_probs(adapter, [sample]) for sample in samples])
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
-    signs = torch.tensor([1.0, -1.0, 0.5, 2.0, -1.0, 1.0, 0.3])
-    one, many = (gradients(adapter, (signs * x).sum()) for x in (together, apart))
-    assert_same(one, many)
+    contract.rows_do_not_depend_on_batch_mates(adapter_of(each), samples_of(each))
 
 
 def test_packed_rows_equal_plain_rows_and_their_gradients(
@@ -281,41 +240,20 @@ def test_the_image_matters(adapter_of: Callable[[str], VisionLanguageAdapter], e
 
 
 def test_one_batch_can_be_overfitted(folder_of: Callable[[str], Path], family: str) -> None:
-    adapter = load_vision_language(folder_of(family), lora={"r": 4})
-    optimizer = torch.optim.AdamW([p for p in adapter.policy.parameters() if p.requires_grad], 0.01)
-    with torch.no_grad():
-        start = log_probs(adapter, SAMPLES[:2])
-    for _ in range(20):
-        now = log_probs(adapter, SAMPLES[:2]) - start
-        loss = -F.logsigmoid(now[0] - now[1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05
+    contract.one_batch_can_be_overfitted(
+        load_vision_language(folder_of(family), lora={"r": 4}), SAMPLES[:2]
+    )
 
 
 def test_reference_by_adapter_off_and_by_frozen_copy_agree(adapter: VisionLanguageAdapter) -> None:
-    frozen = copy.deepcopy(adapter.policy).base_model.unload()
-    trained = log_probs(adapter, SAMPLES)
-    with adapter.reference_mode():
-        off = log_probs(adapter, SAMPLES)
-    inputs = adapter.encode(adapter.collate(SAMPLES, [0] * len(SAMPLES)))
-    assert torch.equal(off, adapter.log_probs(frozen, inputs).log_probs)
-    assert (off - trained).abs().max() > 0.01
+    contract.references_agree(adapter, SAMPLES)
 
 
 def test_adapter_trained_on_keeps_what_it_was_as_reference(
     adapter: VisionLanguageAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
 ) -> None:
     adapter.save(tmp_path)
-    again = load_vision_language(folder_of(family), adapter=tmp_path)
-    loaded = log_probs(again, SAMPLES)
-    torch.testing.assert_close(loaded, log_probs(adapter, SAMPLES), rtol=1e-5, atol=1e-5)
-    loaded.sum().backward()
-    torch.optim.SGD([p for p in again.policy.parameters() if p.requires_grad], 0.01).step()
-    assert (log_probs(again, SAMPLES) - loaded).abs().max() > 1e-3
-    with again.reference_mode():
-        torch.testing.assert_close(log_probs(again, SAMPLES), loaded, rtol=1e-6, atol=1e-6)
+    contract.trains_on(adapter, load_vision_language(folder_of(family), adapter=tmp_path), SAMPLES)
 
 
 def test_merged_export_loads_in_plain_transformers(
