@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -264,9 +264,12 @@ class _Given(nn.Module):
 class _GivenOutput(ModelOutput):
     """What heads read from their backbone, over all families."""
 
+    # Older names of `cache`; no fields, because newer versions warn when they are set.
+    past_key_values: ClassVar[Any] = None
+    cache_params: ClassVar[Any] = None
+
     last_hidden_state: Tensor | None = None
-    past_key_values: Any = None
-    cache_params: Any = None
+    cache: Any = None
     hidden_states: Any = None
     attentions: Any = None
     image_hidden_states: Any = None

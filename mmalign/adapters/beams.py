@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmalign.adapters.decoding import Going, read_prompts
+from mmalign.adapters.decoding import Going, holding, read_prompts
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Voice:
                 input_ids=tokens[:, None],
                 attention_mask=going.seen,
                 position_ids=going.position[:, None],
-                past_key_values=self._cache,
+                **holding(self.lm, self._cache),
                 use_cache=True,
             ).logits[:, -1]
         going.position = going.position + 1

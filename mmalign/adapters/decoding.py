@@ -7,6 +7,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,11 +79,17 @@ def decode(
             input_ids=tokens[:, None],
             attention_mask=going.seen,
             position_ids=going.position[:, None],
-            past_key_values=cache,
+            **holding(lm, cache),
             use_cache=True,
         ).logits[:, -1]
         going.position = going.position + 1
     return answers
+
+
+def holding(lm: Any, cache: DynamicCache) -> dict[str, DynamicCache]:
+    """The cache by the name that the model's forward has for it, which transformers changes."""
+    named = "cache" in inspect.signature(lm.forward).parameters
+    return {"cache" if named else "past_key_values": cache}
 
 
 def read_prompts(
@@ -100,7 +107,7 @@ def read_prompts(
         input_ids=ids,
         attention_mask=seen,
         position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
-        past_key_values=cache,
+        **holding(lm, cache),
         use_cache=True,
         logits_to_keep=1,
     )

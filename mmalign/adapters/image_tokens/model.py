@@ -84,6 +84,11 @@ class Speaker:
     def config(self) -> Any:
         return self.lm.config.get_text_config()
 
+    @property
+    def forward(self) -> Any:
+        """The decoder's own, whose arguments are passed on to it."""
+        return self.lm.get_submodule(self.family.language_model).forward
+
     def __call__(self, input_ids: Tensor, logits_to_keep: int = 1, **call: Any) -> Any:
         language_model = self.lm.get_submodule(self.family.language_model)
         embeddings = embedded(self.lm, self.family, self.first_code, input_ids)

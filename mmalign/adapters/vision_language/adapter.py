@@ -27,7 +27,7 @@ from mmalign.adapters.autoregressive import (
     score,
     vocabulary,
 )
-from mmalign.adapters.decoding import Going, Started, decode
+from mmalign.adapters.decoding import Going, Started, decode, holding
 from mmalign.adapters.fingerprint import fingerprint
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.sampling import SeededDraws
@@ -223,7 +223,7 @@ class VisionLanguageAdapter:
             out = lm(
                 **moved(call, self.device),
                 **further,
-                past_key_values=cache,
+                **holding(lm, cache),
                 use_cache=True,
                 logits_to_keep=1,
             )
