@@ -248,13 +248,23 @@ class ModelSampler:
             "model": self.model,
             "weights": weights_mark(self.model),
             "adapter": self.adapter,
-            "adapter_weights": weights_mark(self.adapter) if self.adapter else None,
+            "adapter_weights": self._adapter_mark(),
             "precision": self.models.precision,
             "chat_template": self.models.chat_template,
             "max_new_tokens": self.options.max_new_tokens,
             "temperature": self.options.temperature,
             "seed": self.options.seed,
         }
+
+    def _adapter_mark(self) -> str | None:
+        if self.adapter is None:
+            return None
+        if not (Path(self.adapter) / "adapter_config.json").is_file():
+            raise UserError(
+                f"{self.adapter} holds no peft adapter",
+                hint="--adapter is a folder with adapter_config.json, such as runs/align-vlm/model",
+            )
+        return weights_mark(self.adapter)
 
     def __call__(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sequence[Sample]:
         if self.policy is None:
@@ -288,8 +298,12 @@ def weights_mark(model: str) -> str | None:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
-        found = try_to_load_from_cache(model, "config.json")
+        try:
+            found = try_to_load_from_cache(model, "config.json")
+        except HFValidationError:
+            return None  # it cannot be a model at all, which loading will say
         return Path(found).parent.name if isinstance(found, str) else None
     mark = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.suffix in _TELLING):

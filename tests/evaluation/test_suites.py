@@ -95,6 +95,23 @@ def test_images_in_another_folder_are_missed(
     assert "none of the 1 annotated images is in elsewhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--adapter", "nowhere/model"], "nowhere/model holds no peft adapter"),
+        (["--model", "no/such/model"], "no/such/model"),
+    ],
+)
+def test_models_that_are_not_there_are_named(
+    options: list[str], words: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [str(file) for file in coco(Path(), [["dog"]])]
+    given = ["--model", str(model)] if "--model" not in options else []
+    asked = ["--annotations", *files, "--images", "val2014", *given, *options]
+    assert cli.main(["evaluate", "chair", *asked]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_pope_with_its_own_files() -> None:
     files = pope(Path(), ["random", "popular"])
     answers = {"random/1": "Yes.", "random/2": "Yes", "popular/1": "No", "popular/2": "No."}
