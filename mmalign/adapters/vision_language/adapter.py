@@ -96,9 +96,13 @@ class VisionLanguageAdapter:
         inputs = moved(inputs, self.device)
         if not (self.frozen_vision and inputs["images"]["order"]):
             return inputs
+        images, kept = inputs["images"], self.collator.features
         with torch.no_grad(), self.arithmetic():
-            features = encode_images(causal_lm(self.policy), inputs["images"])
-        images = {"order": inputs["images"]["order"], "features": features}
+            fresh = encode_images(causal_lm(self.policy), images)
+        if kept is not None:
+            for number, encoded in fresh.items():
+                kept.store(images["names"][number], encoded)
+        images = {"order": images["order"], "features": {**images["cached"], **fresh}}
         return {**inputs, "images": images}
 
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:

@@ -22,6 +22,7 @@ from mmalign.adapters.protocol import Inputs
 from mmalign.adapters.text.collate import TextCollator, limited
 from mmalign.adapters.text.template import Contents, render_prompt
 from mmalign.adapters.vision_language.families import FAMILIES, TokenTypes
+from mmalign.adapters.vision_language.feature_cache import FeatureCache
 from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.adapters.vision_language.positions import Grid, multimodal_positions
 from mmalign.adapters.vision_language.processing import (
@@ -57,6 +58,7 @@ class VisionLanguageCollator:
         raises BadSample or, with truncate, loses the end of its response; a prompt is never cut.
     packed: whether neighbours with equal prompts share them in one row.
     multimodal: whether positions have a time, a row and a column.
+    features: where those of images are kept on disk.
     """
 
     def __init__(
@@ -67,12 +69,14 @@ class VisionLanguageCollator:
         truncate: bool = False,
         packed: bool = True,
         multimodal: bool = False,
+        features: FeatureCache | None = None,
     ) -> None:
         self.processing = processing
         self.max_length = max_length
         self.truncate = truncate
         self.packed = packed
         self.multimodal = multimodal
+        self.features = features
         contents = Contents(processing.chat_parts, processing.plain_parts)
         self.words = TextCollator(processing.processor.tokenizer, contents=contents)
         self._prompts: dict[str, Prompt] = {}  # by id: messages may hold large images
@@ -106,15 +110,25 @@ class VisionLanguageCollator:
     def images(self, prompts: Sequence[tuple[Message, ...]]) -> Inputs:
         """Pixels of every image once, and which image each place of the prompts shows.
 
-        batches: images that the tower can be given together. numbers: (u,) of the images of all
-        batches, joined, by first appearance. order: one number per place.
+        batches: images that the tower can be given together. numbers: of the images of all
+        batches, joined, by first appearance. cached: features by number, of images that need no
+        tower. names: by number. order: one number per place.
         """
         places = [place for prompt in prompts for place in self._places(media_of(prompt))]
         media = dict(places)
         unique = {name: number for number, name in enumerate(media)}
+        cached = {
+            number: found
+            for name, number in unique.items()
+            if self.features and (found := self.features.find(name)) is not None
+        }
         alike: dict[object, list[str]] = {}
-        pixels = {name: self._pixels_of(name, media[name]) for name in unique}
-        for name in unique:
+        pixels = {
+            name: self._pixels_of(name, media[name])
+            for name, number in unique.items()
+            if number not in cached
+        }
+        for name in pixels:
             alike.setdefault(self.processing.together(name, pixels[name]), []).append(name)
         batches = [
             {key: torch.cat([pixels[name][key] for name in group]) for key in pixels[group[0]]}
@@ -124,6 +138,8 @@ class VisionLanguageCollator:
             "batches": batches,
             "sizes": [len(group) for group in alike.values()],
             "numbers": [unique[name] for group in alike.values() for name in group],
+            "cached": cached,
+            "names": list(unique),
             "order": [unique[name] for name, _ in places],
         }
 

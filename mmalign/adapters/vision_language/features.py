@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmalign.adapters.autoregressive import backbone_name
 from mmalign.adapters.protocol import Inputs
 
-Features = dict[str, Any]
-"""images: for each image its tensors by name; listed, listed_deep: whether the model expects them,
-and those for its deeper layers, in a list."""
+Encoded = dict[str, Tensor]
+"""What a tower makes of an image: "pooled", and "deep.0" and so on for deeper layers of the language
+model. A name ends in [] where the model expects one tensor for each image, not all in one."""
+
+Features = dict[int, Encoded]
+"""By the numbers of a batch's images."""
 
 
 def backbone(lm: PreTrainedModel) -> Any:
@@ -31,33 +34,34 @@ def backbone(lm: PreTrainedModel) -> Any:
     return lm.get_submodule(backbone_name(lm))
 
 
+def vision_parts(lm: PreTrainedModel) -> nn.ModuleList:
+    """What images go through before they meet text."""
+    inner, words = backbone(lm), lm.get_input_embeddings()
+    parts = [part for part in inner.children() if all(m is not words for m in part.modules())]
+    return nn.ModuleList([*parts, nn.ParameterList(inner.parameters(recurse=False))])
+
+
 def encode_images(lm: PreTrainedModel, images: Inputs) -> Features:
-    """One pass of the vision tower for each batch of images of one shape."""
+    """One pass of the vision tower for all images that it takes together."""
     inner = backbone(lm)
     accepted = inspect.signature(inner.get_image_features).parameters
-    found: list[dict[str, Tensor]] = []
-    listed = listed_deep = False
+    found: list[Encoded] = []
     for batch, size in zip(images["batches"], images["sizes"], strict=True):
         arguments = {name: value for name, value in batch.items() if name in accepted}
         out = inner.get_image_features(**arguments, return_dict=True)
-        listed = not isinstance(out.pooler_output, Tensor)
-        layers = {"pooled": _apart(out.pooler_output, size)}
+        layers = {"pooled": out.pooler_output}
         for depth, layer in enumerate(getattr(out, "deepstack_features", None) or ()):
-            layers[f"deep.{depth}"] = _apart(layer, size)
-            listed_deep = not isinstance(layer, Tensor)
-        found += [{name: parts[i] for name, parts in layers.items()} for i in range(size)]
-    by_number = dict(zip(images["numbers"], found, strict=True))
-    in_order = [by_number[number] for number in sorted(by_number)]
-    return {"images": in_order, "listed": listed, "listed_deep": listed_deep}
+            layers[f"deep.{depth}"] = layer
+        apart = dict(_apart(name, layer, size) for name, layer in layers.items())
+        found += [{name: parts[i] for name, parts in apart.items()} for i in range(size)]
+    return dict(zip(images["numbers"], found, strict=True))
 
 
-def _apart(features: Any, size: int) -> list[Tensor]:
-    """The features of each of `size` images of one shape."""
-    return list(features.chunk(size)) if isinstance(features, Tensor) else list(features)
-
-
-def _together(parts: list[Tensor], listed: bool) -> Any:
-    return parts if listed else torch.cat(parts)
+def _apart(name: str, features: Any, size: int) -> tuple[str, list[Tensor]]:
+    """The features of each of `size` images, and their name."""
+    if isinstance(features, Tensor):
+        return name, list(features.chunk(size))
+    return f"{name}[]", list(features)
 
 
 @dataclass
@@ -70,13 +74,14 @@ class _Output(BaseModelOutputWithPooling):
 @contextmanager
 def given(lm: PreTrainedModel, features: Features, order: Sequence[int]) -> Iterator[None]:
     """Inside, the model takes its images from `features`, in `order`."""
-    shown = [features["images"][number] for number in order]
-    depths = sorted(name for name in shown[0] if name.startswith("deep."))
-    deep = [_together([i[name] for i in shown], features["listed_deep"]) for name in depths]
-    output = _Output(
-        pooler_output=_together([image["pooled"] for image in shown], features["listed"]),
-        deepstack_features=deep or None,
-    )
+    shown = [features[number] for number in order]
+    joined = {}
+    for name in sorted(shown[0]):
+        parts = [image[name] for image in shown]
+        joined[name.removesuffix("[]")] = parts if name.endswith("[]") else torch.cat(parts)
+    pooled = joined.pop("pooled")
+    deep = [joined[f"deep.{depth}"] for depth in range(len(joined))]
+    output = _Output(pooler_output=pooled, deepstack_features=deep or None)
     inner = backbone(lm)
     inner.get_image_features = lambda *args, **kwargs: output  # an attribute before the method
     try:

@@ -12,14 +12,15 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmalign.adapters.autoregressive import examine
+from mmalign.adapters.autoregressive import causal_lm, examine
 from mmalign.adapters.lora import Lora, add_lora, load_lora
 from mmalign.adapters.text.loading import PRECISIONS, template_of, unavailable, without_dropout
 from mmalign.adapters.vision_language.adapter import VisionLanguageAdapter
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
 from mmalign.adapters.vision_language.examination import examine_with_images
 from mmalign.adapters.vision_language.families import FAMILIES, Family
-from mmalign.adapters.vision_language.features import backbone
+from mmalign.adapters.vision_language.feature_cache import FeatureCache
+from mmalign.adapters.vision_language.features import backbone, vision_parts
 from mmalign.adapters.vision_language.processing import Processing
 from mmalign.errors import UserError
 
@@ -41,6 +42,7 @@ def load_vision_language(
     trust_remote_code: bool = False,
     train_projector: bool = False,
     train_vision: bool = False,
+    feature_cache: str | Path | None = None,
     trained: bool = True,
 ) -> VisionLanguageAdapter:
     """Load an image-text-to-text model with its processor.
@@ -54,6 +56,7 @@ def load_vision_language(
         trained with it.
     trained: a model that only answers is held in `precision`, whereas weights that are trained are
         float32.
+    feature_cache: folder in which what a frozen tower makes of each image is kept.
     Raises UserError for what cannot be found or loaded, and for options that make no sense.
     """
     if adapter is not None and lora is not None:
@@ -105,12 +108,19 @@ def load_vision_language(
     policy = _policy(lm, adapter, lora, parts).train()
     if not trained:
         policy.requires_grad_(False)
-    return replace(
-        bare,
-        policy=policy,
-        abilities=abilities,
-        frozen_vision=not (train_projector or train_vision),
-    )
+    vision = vision_parts(causal_lm(policy))
+    seen_alike = not any(parameter.requires_grad for parameter in vision.parameters())
+    if feature_cache is not None:
+        if not seen_alike:
+            raise UserError(
+                "feature_cache= keeps what the vision tower sees, and the tower or its projector "
+                "is trained",
+                hint="leave out feature_cache=, or train the language model only",
+            )
+        collator.features = FeatureCache.of(
+            Path(feature_cache), causal_lm(policy), processor, precision
+        )
+    return replace(bare, policy=policy, abilities=abilities, frozen_vision=seen_alike)
 
 
 def _policy(
