@@ -34,7 +34,7 @@ def contrast(loss: Pair, *, better: str = "chosen", worse: str) -> Callable[[Bat
 
 
 def contrast_needs(*, better: str = "chosen", worse: str) -> Needs:
-    return _needs(better) | _needs(worse)
+    return _needs(better, worse)
 
 
 def at(loss: Callable[[LogProbs], Tensor], *, cell: str) -> Callable[[Batch], Tensor]:
@@ -68,10 +68,11 @@ def guided(
 
 
 PAIR = ("chosen", "rejected")
+FIRST_TWO = ("candidate0", "candidate1")
 
 
 def guided_needs(*, view: str = "no_image", **_: object) -> Needs:
-    return _needs(f"chosen@{view}")
+    return _needs(*(f"{cell}@{view}" for cell in PAIR))
 
 
 def equal_margins(batch: Batch, *, view: str = "swapped") -> Tensor:
@@ -85,7 +86,7 @@ def equal_margins(batch: Batch, *, view: str = "swapped") -> Tensor:
 
 
 def equal_margins_needs(*, view: str = "swapped") -> Needs:
-    return Needs(reference=True, views=frozenset({view}))
+    return Needs(reference=True) | _needs(*(f"{cell}@{view}" for cell in FIRST_TWO))
 
 
 def distilled_margins(
@@ -117,7 +118,8 @@ def distilled_margins(
 
 
 def distilled_margins_needs(*, single: str = "swapped", multi: str = "both", **_: object) -> Needs:
-    return Needs(reference=True, views=frozenset({single, multi, f"{multi}_swapped"}))
+    views = (single, multi, f"{multi}_swapped")
+    return Needs(reference=True) | _needs(*(f"{c}@{view}" for view in views for c in FIRST_TWO))
 
 
 def chip(
@@ -142,8 +144,7 @@ def chip(
 
 
 def chip_needs(*, view: str = "noise", token_weights: bool = False, **_: object) -> Needs:
-    views = frozenset({view})
-    return Needs(reference=True, divergence=True, tokens=token_weights, views=views)
+    return Needs(reference=True, divergence=True, tokens=token_weights) | _needs(f"chosen@{view}")
 
 
 def read(batch: Batch, cell: str) -> LogProbs:
@@ -167,9 +168,10 @@ def read(batch: Batch, cell: str) -> LogProbs:
     return source[rows, index]
 
 
-def _needs(cell: str) -> Needs:
-    view = _parsed(cell)["view"]
-    return Needs(views=frozenset({view} if view else ()))
+def _needs(*cells: str) -> Needs:
+    views = {cell: _parsed(cell)["view"] for cell in cells}
+    seen = frozenset(cell for cell, view in views.items() if view)
+    return Needs(views=frozenset(views[cell] for cell in seen), cells=seen)
 
 
 def _parsed(cell: str) -> re.Match[str]:

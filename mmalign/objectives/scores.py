@@ -178,7 +178,8 @@ class Needs:
     reference: log-probabilities under the reference.
     tokens: log-probabilities per element. stats: figures per element (`TokenLogProbs.stats`).
     divergence: of the policy's whole predictions from the reference's.
-    views: other views of the candidates. aux: numbers that must come with the data.
+    views: other views of the candidates. cells: which candidates of a view are read, such as
+        "chosen@crop"; of a view without any, all are. aux: numbers that must come with the data.
     """
 
     reference: bool = False
@@ -186,15 +187,33 @@ class Needs:
     divergence: bool = False
     stats: frozenset[str] = frozenset()
     views: frozenset[str] = frozenset()
+    cells: frozenset[str] = frozenset()
     aux: frozenset[str] = frozenset()
 
+    def candidates(self, view: str, count: int) -> list[int]:
+        """Which of a preference's `count` candidates are read under a view, from 0."""
+        names = [cell.partition("@")[0] for cell in self.cells if cell.endswith(f"@{view}")]
+        if not names:
+            return list(range(count))
+        known = {"chosen": 0, "rejected": count - 1}
+        found = {known[n] if n in known else int(n.removeprefix("candidate")) for n in names}
+        return sorted(index for index in found if index < count)
+
+    @property
+    def _whole(self) -> frozenset[str]:
+        """Views of which all candidates are read."""
+        return self.views - {cell.partition("@")[2] for cell in self.cells}
+
     def __or__(self, other: Needs) -> Needs:
+        whole = self._whole | other._whole
+        cells = {c for c in self.cells | other.cells if c.partition("@")[2] not in whole}
         return Needs(
             self.reference or other.reference,
             self.tokens or other.tokens,
             self.divergence or other.divergence,
             self.stats | other.stats,
             self.views | other.views,
+            frozenset(cells),
             self.aux | other.aux,
         )
 

@@ -31,7 +31,7 @@ class Rows:
     """Samples that go through the model together.
 
     inputs: what the adapter made of them. keys: id of each sample; seeds: one per sample.
-    slots: (b k) which row holds which candidate; -1 where there is none.
+    slots: (b k) which row holds which candidate; -1 where there is none, or nobody reads it.
     """
 
     inputs: Inputs
@@ -105,10 +105,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Unit:
-    """One preference with its rows, before it is put into a micro-batch."""
+    """One preference with its rows, before it is put into a micro-batch. views: the samples that
+    are read, by the numbers of the candidates."""
 
     preference: Preference
-    views: dict[str, tuple[Sample, ...]]
+    views: dict[str, dict[int, Sample]]
     seed: int
     size: int
 
@@ -214,11 +215,15 @@ def build_step(
             preference = read(row)
             neighbour = partial(read, rows[(place + 1) % len(rows)])
             drawn = derive(plan.seed, "view", pass_number, row)  # all views: some belong together
-            views = {
-                name: view(name, preference, drawn, neighbour) for name in sorted(plan.needs.views)
-            }
+            views = {}
+            for name in sorted(plan.needs.views):
+                seen = view(name, preference, drawn, neighbour)
+                views[name] = {i: seen[i] for i in plan.needs.candidates(name, len(seen))}
             _check_aux(preference, plan.needs)
-            samples = [*preference.candidates, *(s for view in views.values() for s in view)]
+            samples = [
+                *preference.candidates,
+                *(sample for seen in views.values() for sample in seen.values()),
+            ]
             seed = plan.row_seed(pass_number, row, place)
             units.append(_Unit(preference, views, seed, plan.size(samples)))
         except ValueError as error:  # BadSample and unreadable records are ValueErrors
@@ -254,7 +259,7 @@ def candidate_rows(
             units.append(_Unit(preference, {}, seed, size))
     for group in _fill(units, plan.budget):
         most = max(len(unit.preference.candidates) for unit in group)
-        candidates = [unit.preference.candidates for unit in group]
+        candidates = [dict(enumerate(unit.preference.candidates)) for unit in group]
         yield _rows(candidates, [unit.seed for unit in group], most, plan)
 
 
@@ -280,8 +285,9 @@ def _micro_batch(units: list[_Unit], plan: Plan) -> MicroBatch:
         for name in names
     }
     seeds = [unit.seed for unit in units]
+    candidates = [dict(enumerate(unit.preference.candidates)) for unit in units]
     return MicroBatch(
-        candidates=_rows([unit.preference.candidates for unit in units], seeds, most, plan),
+        candidates=_rows(candidates, seeds, most, plan),
         views={
             name: _rows([unit.views[name] for unit in units], seeds, most, plan)
             for name in sorted(plan.needs.views)
@@ -293,13 +299,13 @@ def _micro_batch(units: list[_Unit], plan: Plan) -> MicroBatch:
     )
 
 
-def _rows(groups: list[tuple[Sample, ...]], seeds: list[int], most: int, plan: Plan) -> Rows:
+def _rows(groups: list[dict[int, Sample]], seeds: list[int], most: int, plan: Plan) -> Rows:
     slots = torch.full((len(groups), most), -1)
     samples: list[Sample] = []
     row_seeds: list[int] = []
     for i, group in enumerate(groups):
-        slots[i, : len(group)] = torch.arange(len(samples), len(samples) + len(group))
-        samples += group
+        slots[i, list(group)] = torch.arange(len(samples), len(samples) + len(group))
+        samples += group.values()
         row_seeds += [seeds[i]] * len(group)
     return Rows(plan.collate(samples, row_seeds), [s.id for s in samples], row_seeds, slots)
 

@@ -94,6 +94,22 @@ def test_mismatched_view_pairs_a_prompt_with_the_next_records_response():
     assert not own & other
 
 
+def test_only_the_cells_that_a_loss_reads_are_computed():
+    data = [pair(sample(p, p * 2), sample(p, p * 3)) for p in "abcdef"]
+    cells = frozenset({"rejected@mismatched"})
+    needs = Needs(views=frozenset({"mismatched"}), cells=cells)
+    step, whole = (Steps(data, plan(needs=n))[0] for n in (needs, Needs(views=needs.views)))
+    [micro, *_], [all_of_it, *_] = step.micro_batches, whole.micro_batches
+    seen = micro.views["mismatched"]
+    assert (seen.slots >= 0).tolist() == [[False, True]] * len(micro.ids)
+    assert seen.keys[0] == all_of_it.views["mismatched"].keys[1]
+    assert micro.elements / len(micro.ids) < all_of_it.elements / len(all_of_it.ids)
+    together = needs | Needs(views=needs.views)
+    assert together.candidates("mismatched", 3) == [0, 1, 2]
+    both = needs | Needs(views=needs.views, cells=frozenset({"candidate1@mismatched"}))
+    assert both.candidates("mismatched", 3) == [1, 2]
+
+
 def test_an_unusable_record_is_refused_with_its_reason_and_the_rest_is_used():
     data = [*preferences(5), pair(sample("a", "b?"), sample("a", "c"))]
     step = Steps(data, plan())[0]

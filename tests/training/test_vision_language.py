@@ -95,6 +95,12 @@ def test_two_images_start_at_four_times_log_2(
     torch.testing.assert_close(found, torch.full_like(found, 4 * math.log(2)))
 
 
+def test_mdpo_looks_at_a_crop_for_the_chosen_answer_only(adapter: VisionLanguageAdapter) -> None:
+    for micro in step_of(adapter, "mdpo()", DATA).micro_batches:
+        assert len(micro.candidates.keys) == 2 * len(micro.ids)
+        assert len(micro.views["crop"].keys) == len(micro.ids)
+
+
 def test_icvco_costs_five_halves_of_log_2(adapter: VisionLanguageAdapter) -> None:
     """Two contrasts and two anchors under each of single and both images, weighted 1.75 and 0.75,
     halved; nothing to distil yet, since no probability exceeds a half."""

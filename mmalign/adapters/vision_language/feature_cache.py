@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-
 from transformers import PreTrainedModel
 
 from mmalign.adapters.vision_language.features import Encoded, vision_parts

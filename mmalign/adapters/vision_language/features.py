@@ -22,8 +22,8 @@ from mmalign.adapters.autoregressive import backbone_name
 from mmalign.adapters.protocol import Inputs
 
 Encoded = dict[str, Tensor]
-"""What a tower makes of an image: "pooled", and "deep.0" and so on for deeper layers of the language
-model. A name ends in [] where the model expects one tensor for each image, not all in one."""
+"""What a tower makes of an image: "pooled", and "deep.0" and so on for further layers of the
+language model. A name ends in [] where the model expects a list of the images' tensors."""
 
 Features = dict[int, Encoded]
 """By the numbers of a batch's images."""
