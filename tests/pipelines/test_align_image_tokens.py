@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from mmalign import cli
 from mmalign.data.store import write_store
+from mmalign.media import png
 from mmalign.records import Media, Message, Preference, Sample, Text, pair
 from mmalign.training.log import JsonLines
 
@@ -52,9 +52,7 @@ def preference(seed: int) -> Preference:
 
 def noise(seed: int, low: int, high: int) -> Media:
     pixels = np.random.default_rng(seed).integers(low, high, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return Media("image", data=buffer.getvalue())
+    return png(Image.fromarray(pixels))
 
 
 def align(model: Path, data: Path, *more: str) -> int:

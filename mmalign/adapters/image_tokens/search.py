@@ -7,14 +7,13 @@ on with the promising ones only, so that as many codes begin more pictures.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from mmalign.adapters.image_tokens.adapter import ImageTokenAdapter
 from mmalign.adapters.image_tokens.drawing import Taste
-from mmalign.media import open_image
+from mmalign.media import open_image, png
 from mmalign.records import Media, Message, Sample
 
 Reward = Callable[[int, Sample], float]
@@ -144,6 +143,4 @@ def _upper_parts(adapter: ImageTokenAdapter, going: Sequence[_Begun], rows: int)
 
 def _cut(media: Media, height: int) -> Media:
     image = open_image(media)
-    buffer = io.BytesIO()
-    image.crop((0, 0, image.width, height)).save(buffer, "PNG", compress_level=1)
-    return Media("image", data=buffer.getvalue())
+    return png(image.crop((0, 0, image.width, height)), level=1)
