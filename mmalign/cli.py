@@ -120,6 +120,30 @@ SUITES: dict[str, Command] = {
         "mmalign.evaluation.suites.mmhal:mmhal",
         "MMHal-Bench: a judge rates answers to open questions from 0 to 6; below 3 hallucinates.",
     ),
+    "ranking": (
+        "mmalign.evaluation.suites.ranking:ranking",
+        "Ranking accuracy: how many pairs a model's likelihoods put in order, and could.",
+    ),
+    "likelihood": (
+        "mmalign.evaluation.suites.likelihood:likelihood",
+        "Likelihood displacement: how chosen and rejected responses moved, each by itself.",
+    ),
+    "image-ablation": (
+        "mmalign.evaluation.suites.image_ablation:image_ablation",
+        "Accuracy on pairs about images, with the images and without them.",
+    ),
+    "overoptimisation": (
+        "mmalign.evaluation.suites.overoptimisation:overoptimisation",
+        "Entropy, mass, divergence and length of a model's own answers over its checkpoints.",
+    ),
+    "subnetworks": (
+        "mmalign.evaluation.suites.subnetworks:subnetworks",
+        "Which share of the weights training moved, where, and whether two runs moved the same.",
+    ),
+    "data-faults": (
+        "mmalign.evaluation.suites.data_faults:data_faults",
+        "Ties, repeats, contradictions and length bias of a dataset of preferences.",
+    ),
     "hallusion-bench": (
         "mmalign.evaluation.suites.hallusion_bench:hallusion_bench",
         "HallusionBench: the same questions over figures as they were, changed, and left out.",

@@ -74,7 +74,7 @@ def save_alignment(
         held_out=n or None,
     )
     for finding in findings:
-        console.print(f"{finding.severity}: {finding.name}. {finding.evidence} {finding.remedy}")
+        console.print(str(finding))
     save_metrics(out / "metrics.json", measured, n=n, seconds=done.seconds, seed=seed)
     own = [
         section(

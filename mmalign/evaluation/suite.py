@@ -120,8 +120,8 @@ class Shown:
 class Results:
     """What a suite found.
 
-    title: of the page. n: answered questions. notes: how to read the figures. details: what else
-    goes to metrics.json. sections: of the page, further ones.
+    title: of the page. n: answered questions, or other items. notes: how to read the figures.
+    details: what else goes to metrics.json. sections: of the page, further ones.
     """
 
     title: str
@@ -132,6 +132,7 @@ class Results:
     notes: Sequence[str] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     sections: Sequence[Markup] = ()
+    items: str = "answers"
 
 
 def save_results(
@@ -156,7 +157,9 @@ def save_results(
     stages = {name: found for name, found in measured.items() if name != "difference"}
     notes = [*results.notes, *_refusals(results.refused, results.n)]
     sections = [
-        section("Results", figures(stages), *notes, note=f"{results.n} answers, 95 % intervals."),
+        section(
+            "Results", figures(stages), *notes, note=f"{results.n} {results.items}, 95 % intervals."
+        ),
         *_compared(measured),
         *results.sections,
         *([_worst(worst, len(wrong))] if results.shown else []),

@@ -45,6 +45,9 @@ class Finding:
     evidence: str
     remedy: str
 
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.name}. {self.evidence}. What helps: {self.remedy}."
+
 
 @dataclass(frozen=True)
 class Loss:

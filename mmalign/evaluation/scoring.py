@@ -1,0 +1,141 @@
+"""Pairs scored by a model and by the one it is compared with. Axes: b preferences."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmalign.adapters.autoregressive import evaluating
+from mmalign.errors import BadSample, UserError
+from mmalign.evaluation.pairs import Modality, PairOptions, ScoredModel
+from mmalign.objectives import LogProbs
+from mmalign.records import Media, Preference
+from mmalign.training.log import console, progress
+from mmalign.training.seeds import derive
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The best against the worst candidate of each preference, scored.
+
+    chosen, rejected: (b,) log-probabilities; reference is nan where there is none.
+    refused: reasons by record number.
+    """
+
+    preferences: Sequence[Preference]
+    chosen: LogProbs
+    rejected: LogProbs
+    refused: dict[str, str]
+
+    def notes(self) -> list[str]:
+        """What to say about pairs that could not be used."""
+        if not self.refused:
+            return []
+        number, reason = next(iter(self.refused.items()))
+        return [f"{len(self.refused)} pairs cannot be used; number {number}: {reason}"]
+
+    @property
+    def compared(self) -> bool:
+        """Whether there is a reference."""
+        return not bool(self.chosen.reference.isnan().any())
+
+
+LOADERS = {
+    "text": "mmalign.adapters.text:load_text",
+    "vision-language": "mmalign.adapters.vision_language:load_vision_language",
+    "diffusion": "mmalign.adapters.diffusion:load_diffusion",
+    "image-tokens": "mmalign.adapters.image_tokens:load_image_tokens",
+}
+"""By modality, what loads a model."""
+
+
+def load(models: ScoredModel, name: str, adapter: str | None, data: Sequence[Preference]) -> Any:
+    """A model's adapter. Raises UserError where the modality cannot be told from the data."""
+    kind = _kind(data) if models.modality == "auto" else models.modality
+    console.print(f"loading {name}{f' with {adapter}' if adapter else ''}")
+    module, function = LOADERS[kind].split(":")
+    loader = getattr(importlib.import_module(module), function)
+    return loader(name, adapter=adapter, precision=models.precision)
+
+
+def _kind(data: Sequence[Preference]) -> Modality:
+    sample = data[0].chosen
+    if any(isinstance(part, Media) for part in sample.response):
+        raise UserError(
+            "the responses are images or videos, which models of several kinds make",
+            hint="say --modality diffusion or --modality image-tokens",
+        )
+    seen = any(isinstance(part, Media) for message in sample.prompt for part in message.parts)
+    return "vision-language" if seen else "text"
+
+
+class Judges:
+    """The model and its reference, loaded once for all pairs that they shall score."""
+
+    def __init__(self, models: ScoredModel, data: Sequence[Preference]) -> None:
+        self.policy = load(models, models.model, models.adapter, data)
+        before = models.reference or (models.model if models.adapter else None)
+        self.reference = None if before is None else load(models, before, None, data)
+        if self.reference and self.reference.fingerprint != self.policy.fingerprint:
+            raise UserError(
+                f"{models.model} and {before} read samples differently (tokenizer, template or "
+                "settings), so that their likelihoods cannot be compared",
+                hint="give the model that alignment started from as --reference",
+            )
+
+    def score(self, data: Sequence[Preference], options: PairOptions) -> Pairs:
+        """Raises UserError when no pair can be used."""
+        usable: list[Preference] = []
+        refused: dict[str, str] = {}
+        for number, record in enumerate(data):
+            try:
+                self.policy.size([record.chosen, record.rejected])
+                usable.append(record)
+            except BadSample as error:
+                refused[str(number)] = str(error)
+        if not usable:
+            first, reason = next(iter(refused.items()))
+            raise UserError(f"none of {len(data)} pairs can be used; number {first}: {reason}")
+        rows = torch.zeros(len(usable), 2, 3, dtype=torch.float64)
+        with progress("pairs", total=len(usable)) as advance:
+            for group in _groups(usable, self.policy, options.micro_batch):
+                rows[group] = self._rows([usable[i] for i in group], group, options.seed)
+                for _ in group:
+                    advance()
+        chosen, rejected = (
+            LogProbs(policy=side[:, 0], reference=side[:, 1], length=side[:, 2])
+            for side in rows.unbind(1)
+        )
+        return Pairs(usable, chosen, rejected, refused)
+
+    def _rows(self, data: Sequence[Preference], numbers: Sequence[int], seed: int) -> Tensor:
+        """(b 2 3): chosen and rejected; policy, reference and length."""
+        samples = [side for record in data for side in (record.chosen, record.rejected)]
+        seeds = [derive(seed, "pair", number) for number in numbers for _ in range(2)]
+        policy, reference = self.policy, self.reference
+        with torch.no_grad(), evaluating(policy.policy):
+            inputs = policy.encode(policy.collate(samples, seeds))
+            ours = policy.log_probs(policy.policy, inputs)
+            theirs = torch.full_like(ours.log_probs, torch.nan)
+            if reference is not None:
+                with evaluating(reference.policy):
+                    theirs = reference.log_probs(reference.policy, inputs).log_probs
+        columns = [ours.log_probs.cpu(), theirs.cpu(), ours.lengths.cpu()]
+        return torch.stack([column.double() for column in columns], -1).view(-1, 2, 3)
+
+
+def _groups(data: Sequence[Preference], adapter: Any, budget: int) -> Iterator[list[int]]:
+    """Numbers of pairs that go through the model together, padding within the budget."""
+    sizes = [adapter.size([record.chosen, record.rejected]) for record in data]
+    group: list[int] = []
+    for number in sorted(range(len(data)), key=lambda i: -sizes[i]):
+        if group and sizes[group[0]] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(number)
+    yield group
