@@ -30,6 +30,7 @@ from mmalign.data_builders.canvases import (
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
 from mmalign.data_builders.records import Record
+from mmalign.data_builders.weights import drawn, shares
 from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.records import (
@@ -184,10 +185,10 @@ def build(
         mmalign build collage --images photographs --out asked
         mmalign build collage llava_v1_5_mix665k.json --out asked --layouts grid --grids 4 9
     """
-    kinds = _weights("layouts", layouts, LAYOUTS)
+    kinds = shares("layouts", layouts, LAYOUTS)
     counts = {
-        "sequence": _weights("sequence", sequence, tuple(map(str, range(2, 10)))),
-        "grid": _weights("grids", grids, tuple(map(str, GRIDS))),
+        "sequence": shares("sequence", sequence, tuple(map(str, range(2, 10)))),
+        "grid": shares("grids", grids, tuple(map(str, GRIDS))),
         "picture-in-picture": {"2": 1.0},
     }
     drawing = Drawing(cell, margin, labels, inner_scale, square, image_format)
@@ -199,36 +200,12 @@ def build(
             possible = _possible(kinds, asked, answer)
             for draw in range(per_image):
                 random = Random(derive(seed, "collage", record.id, draw))
-                layout = _drawn(possible, random)
-                count = int(_drawn(counts[layout], random))
+                layout = drawn(possible, random)
+                count = int(drawn(counts[layout], random))
                 made = _among_others(record, asked, answer, layout, count, album, drawing, random)
                 yield replace(made, source=replace(made.source, seed=seed))
         except FieldError as error:
             yield Refused(record.id, error.reason, error.field)
-
-
-def _weights(option: str, given: Sequence[str], known: Sequence[str]) -> dict[str, float]:
-    """name or name=weight of each. Raises UserError."""
-    found: dict[str, float] = {}
-    for each in given:
-        name, _, weight = each.partition("=")
-        try:
-            found[name] = float(weight or 1)
-        except ValueError:
-            found[name] = -1.0
-        if name not in known or not 0 <= found[name] < float("inf"):
-            raise UserError(
-                f"{option}: {each!r} cannot be drawn",
-                hint=f"give names out of {', '.join(known)}, each alone or with a weight as in "
-                f"{known[0]}=2",
-            )
-    if not sum(found.values()):
-        raise UserError(f"{option}: there is nothing to draw from")
-    return found
-
-
-def _drawn(weights: Mapping[str, float], random: Random) -> str:
-    return random.choices(list(weights), list(weights.values()))[0]
 
 
 def _question(record: Record, default: str) -> tuple[tuple[Message, ...], str]:

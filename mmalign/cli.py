@@ -74,6 +74,10 @@ COMMANDS: dict[str, Command] = {
 }
 
 BUILDERS: dict[str, Command] = {
+    "attention-filter": (
+        "mmalign.data_builders.attention_filter:command",
+        "Reject a model's answers about one image among several that looked at the others.",
+    ),
     "collage": (
         "mmalign.data_builders.collage:command",
         "Ask about one image among several: in a sequence, a grid, or one inside another.",

@@ -23,12 +23,14 @@ Tail = Callable[[Tensor], Tensor]
 STATS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "collision": lambda log_p: torch.logsumexp(2 * log_p, -1),
     "entropy": lambda log_p: torch.special.entr(log_p.exp()).sum(-1),
+    "highest": lambda log_p: log_p.max(-1).values,
     "top10_entropy": lambda log_p: torch.special.entr(_top10(log_p)).sum(-1) / math.log(2),
     "top10_mass": lambda log_p: _top10(log_p).sum(-1),
 }
 """Figures per position from the log-probabilities (p v) of the whole vocabulary, all without
-gradient. collision: log of the sum of squared probabilities; entropy: nats; top10_entropy: bits, of
-the ten likeliest tokens, not renormalised; top10_mass: their probability."""
+gradient. collision: log of the sum of squared probabilities; entropy: nats; highest: of the
+likeliest token; top10_entropy: bits, of the ten likeliest tokens, not renormalised; top10_mass:
+their probability."""
 
 BUDGET = {"cpu": 128 * 2**20, "cuda": 512 * 2**20}
 """Bytes of one chunk's float32 logits. Products with fewer than about 200 rows waste a CPU: 41 rows
