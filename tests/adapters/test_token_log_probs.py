@@ -95,6 +95,7 @@ def test_statistics_equal_their_definitions(
     expected = {
         "collision": (probs**2).sum(-1).log(),
         "entropy": -(probs * probs.log()).sum(-1),
+        "highest": top[:, 0].log(),
         "top10_entropy": -(top * top.log()).sum(-1) / math.log(2),
         "top10_mass": top.sum(-1),
     }
