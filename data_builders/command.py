@@ -106,13 +106,18 @@ class Running:
 
 
 def as_command(
-    name: str, builder: Callable[..., Iterable[Any]], *, chunk: int = CHUNK
+    name: str,
+    builder: Callable[..., Iterable[Any]],
+    *,
+    chunk: int = CHUNK,
+    parallel: bool = True,
 ) -> Callable[..., Built]:
     """The function behind `mmalign build NAME`.
 
     Its first parameter is called what the builder calls it and takes a source (see SOURCES); then
     follow the builder's options and the shared ones. chunk: inputs that the builder is given at
-    once, where it is given chunks.
+    once, where it is given chunks. parallel: whether processes may share the work; what mostly
+    waits for an endpoint gains nothing by it.
     Raises TypeError for a builder with another first parameter.
     """
     first, *own = inspect.signature(builder).parameters.values()
@@ -146,14 +151,18 @@ def as_command(
                 origin={**origin, "inputs": inputs.total},
                 total=inputs.total,
                 chunk=chunk,
-                workers=given["running"].workers,
+                workers=given["running"].workers if parallel else 0,
                 overwrite=output.overwrite,
             )
         save_settings(output.out / SETTINGS, f"build {name}", command, given)
         _say(built, output.out)
         return built
 
-    signature = _signature(first.name, own, hints, whole=whole, several=several)
+    shared: dict[str, type] = {"reading": Reading}
+    if parallel and not whole:
+        shared["running"] = Running
+    kind_given = list[str] if several else str
+    signature = _signature(first.name, kind_given, own, hints, shared)
     command.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
     command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
     words = "Datasets of preferences." if several else SOURCES[kind]
@@ -164,21 +173,15 @@ def as_command(
 
 def _signature(
     source: str,
+    given: Any,
     own: Sequence[inspect.Parameter],
     hints: Mapping[str, Any],
-    *,
-    whole: bool,
-    several: bool,
+    shared: Mapping[str, type],
 ) -> inspect.Signature:
     parameter = inspect.Parameter
-    shared: dict[str, type] = {"reading": Reading} | ({} if whole else {"running": Running})
     return inspect.Signature(
         [
-            parameter(
-                source,
-                parameter.POSITIONAL_OR_KEYWORD,
-                annotation=list[str] if several else str,
-            ),
+            parameter(source, parameter.POSITIONAL_OR_KEYWORD, annotation=given),
             *(p.replace(kind=parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in own),
             parameter("output", parameter.KEYWORD_ONLY, annotation=Output),
             *(

@@ -7,6 +7,7 @@ pairs of mDPO (arXiv:2406.11839): same question, same answer, and the image no l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any, Literal
 
@@ -15,11 +16,11 @@ import numpy as np
 from mmalign.data.views import ALTERATIONS
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
-from mmalign.data_builders.records import QUESTION, Record
+from mmalign.data_builders.records import QUESTION, Record, asked_about
 from mmalign.data_builders.text_faults import KINDS, faulty
 from mmalign.errors import UserError
 from mmalign.media import png
-from mmalign.records import Media, Message, Part, Preference, Provenance, Sample, Span, Text, pair
+from mmalign.records import Preference, Provenance, Sample, Span, Text, pair
 from mmalign.training.seeds import derive
 
 
@@ -70,8 +71,8 @@ def build(
             altered = ALTERATIONS[name](image, np.random.default_rng(random.getrandbits(63)))
             source = _source(record, seed, alteration=name)
             chosen, rejected = (
-                Sample(_prompt(media, asked), (Text(answer),))
-                for media in (record.image, png(altered))
+                Sample(asked_about(shown, asked), (Text(answer),))
+                for shown in (record, replace(record, image=png(altered)))
             )
             made.append(pair(chosen, rejected, source=source))
         found = [each for each in made if each is not None]
@@ -96,18 +97,13 @@ def _worse_answer(
     if fault is None:
         return None
     texts = ((answer, fault.before), (fault.text, fault.after))
-    prompt = _prompt(record.image, asked)
+    prompt = asked_about(record, asked)
     chosen, rejected = (
         Sample(prompt, (Text(text, (Span(*at, weight),) if weight != 1 and at[0] < at[1] else ()),))
         for text, at in texts
     )
     source = _source(record, seed, fault=fault.kind, before=fault.before, after=fault.after)
     return pair(chosen, rejected, source=source)
-
-
-def _prompt(image: Media | None, question: str) -> tuple[Message, ...]:
-    parts: tuple[Part, ...] = (Text(question),)
-    return (Message("user", parts if image is None else (image, *parts)),)
 
 
 def _source(record: Record, seed: int, **details: Any) -> Provenance:

@@ -8,7 +8,7 @@ published word for word; here they are options. Axes: n pairs, p different promp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mmalign.data.cache import Cache
 from mmalign.data_builders.command import as_command
+from mmalign.data_builders.expert import RECORD, OptionalJudge
 from mmalign.data_builders.importance import Diversity, Selection, Table, Weights, select
 from mmalign.data_builders.neighbours import Floats
 from mmalign.data_builders.prompt_quality import by_judge, by_model, rubric_hash
@@ -28,7 +29,6 @@ from mmalign.errors import BadSample, UserError
 from mmalign.files import whole_file
 from mmalign.records import Preference, text_of
 from mmalign.rewards.embeddings import MINILM, load_embedder
-from mmalign.rewards.judge import JudgeOptions
 from mmalign.rewards.scorer import Reward
 from mmalign.rewards.table import reward as load_reward
 
@@ -37,13 +37,7 @@ Margin = Literal["abs", "signed"]
 CHUNK = 256
 """Pairs whose candidates a reward is given at once."""
 DEFAULTS = Weights()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality(JudgeOptions):
-    __doc__ = JudgeOptions.__doc__
-
-    judge: str = ""
+NO_JUDGE = OptionalJudge()
 
 
 def build(
@@ -148,7 +142,7 @@ def fifa(
     *,
     reward: str | None = None,
     embedder: str = MINILM,
-    quality: Quality = Quality(),
+    quality: OptionalJudge = NO_JUDGE,
     quality_model: str | None = None,
     keep: float = 0.005,
     margin: Margin = "abs",
@@ -236,12 +230,12 @@ def margins(reward: Reward, preferences: Sequence[Preference]) -> NDArray[np.flo
 
 
 def _rating(
-    quality: Quality, model: str | None, cache: Path | None
+    quality: OptionalJudge, model: str | None, cache: Path | None
 ) -> Callable[[Sequence[str]], NDArray[np.float64]] | None:
     if quality.judge and model is not None:
         raise UserError("prompts are rated by a judge or by a model", hint="give one of them")
     if quality.judge:
-        judge = quality.open((cache or Path(".")) / "judge.jsonl")
+        judge = quality.open((cache or Path()) / RECORD)
         return lambda prompts: by_judge(prompts, judge)
     if model is None:
         return None

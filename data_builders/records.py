@@ -29,7 +29,7 @@ from mmalign.data.opening import KINDS, Names, open_dataset, open_prompts, open_
 from mmalign.data.rows import BrokenRow
 from mmalign.errors import BadSample
 from mmalign.media import open_image
-from mmalign.records import PLAIN, Media, Message, Sample, Text
+from mmalign.records import PLAIN, Media, Message, Part, Sample, Text
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 QUESTION = "Describe the image."
@@ -71,6 +71,12 @@ class Record:
             return open_image(self.image, least=least)
         except BadSample as error:
             raise FieldError("image", str(error)) from error
+
+
+def asked_about(record: Record, text: str) -> tuple[Message, ...]:
+    """A user's message with the record's image, if it has one, and the text."""
+    parts: tuple[Part, ...] = (Text(text),)
+    return (Message("user", parts if record.image is None else (record.image, *parts)),)
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,14 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.corrupt:command",
         "Plant faults into true answers, and show images they are not about.",
     ),
+    "edit-pairs": (
+        "mmalign.data_builders.edit_pairs:command",
+        "Let an expert change a few words of a text, for the worse or for the better.",
+    ),
+    "expert-correction": (
+        "mmalign.data_builders.expert_correction:command",
+        "Let an expert correct a model's own answers, and prefer what it made of them.",
+    ),
     "fifa": (
         "mmalign.data_builders.fifa:command",
         "Keep the few pairs with a clear margin, a good prompt, and prompts unlike one another.",
