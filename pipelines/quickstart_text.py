@@ -16,7 +16,14 @@ from mmalign.evaluation.diagnosis import diagnose
 from mmalign.evaluation.diagnostics.data import rates
 from mmalign.evaluation.intervals import Interval, bootstrap_mean, wilson
 from mmalign.pipelines.results import save_model, training_section
-from mmalign.pipelines.stages import Clock, Measured, aligned_and_control, comparison, kept_texts
+from mmalign.pipelines.stages import (
+    Clock,
+    Measured,
+    aligned_and_control,
+    comparison,
+    hush,
+    kept_texts,
+)
 from mmalign.playground.instructions import Instruction
 from mmalign.playground.language_models import Recipe, recipe_for
 from mmalign.playground.speed import matmul_rate
@@ -39,6 +46,7 @@ SHOWN = 30  # prompts in the report
 def quickstart_text(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
     save_settings(out / "run.yaml", "quickstart", quickstart_text, locals())
+    hush()
     clock = Clock(out / "seconds.json")
     with clock("model"):
         recipe = recipe_for(model, seed=seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,18 @@ from mmalign.data_builders.reward_pairs import build
 from mmalign.errors import UserError
 from mmalign.evaluation.diagnosis import diagnose
 from mmalign.evaluation.diagnostics.data import rates
-from mmalign.evaluation.hallucination.chair import chair
 from mmalign.evaluation.intervals import Interval
 from mmalign.objectives import objective
 from mmalign.pipelines.results import intervals, save_model, training_section
-from mmalign.pipelines.stages import Clock, Measured, aligned_and_control, comparison, kept_texts
+from mmalign.pipelines.stages import (
+    Clock,
+    Measured,
+    aligned_and_control,
+    comparison,
+    hush,
+    kept_texts,
+)
+from mmalign.playground.captioning import MOST_TOKENS, describe, judge, merit
 from mmalign.playground.scenes import DESCRIBE, Scene, ask, mentioned, scenes
 from mmalign.playground.speed import matmul_rate
 from mmalign.playground.vision_language import TINY_LLAVA
@@ -35,7 +43,7 @@ from mmalign.report.metrics_file import save_metrics
 from mmalign.report.page import page, save_page, section
 from mmalign.report.pictures import address
 from mmalign.report.tables import settings as settings_table
-from mmalign.settings import read_settings, save_settings
+from mmalign.settings import save_settings
 from mmalign.training.batches import Plan
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.log import JsonLines, console, progress
@@ -43,13 +51,6 @@ from mmalign.training.options import TrainingOptions
 from mmalign.training.seeds import derive
 from mmalign.training.step import Scorer
 
-PICTURES, UNSEEN = 800, 600  # scenes to make pairs of, and to measure on
-COMPARED = 0.2  # share of the pairs that is held out
-SAMPLES = 4  # captions of each picture, of which the best and the worst make a pair
-OBJECTIVE, CONTROL = 'dpo(beta=0.2) + nll(reduction="mean")', 'nll(reduction="mean")'
-TRAINING = TrainingOptions(steps=40, batch_size=32, learning_rate=5e-4, save_every=20)
-LORA = {"r": 16}
-SAMPLING: dict[str, Any] = {"max_new_tokens": 48, "batch_size": 100, "merge": True}
 SHOWN = 24  # pictures in the report
 LABELS = {
     "chair_i": "CHAIR_i: hallucinated things, of all things named",
@@ -66,105 +67,123 @@ NEXT = (
         "--data openbmb/RLHF-V-Dataset\nmmalign align-vlm --help</pre>"
     ),
 )
+TRAINING = TrainingOptions(steps=40, batch_size=32, learning_rate=5e-4, save_every=20)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the model is aligned. pictures: to make pairs of. samples: captions of each, the best and
+    the worst of which make a pair. held_out: share of the pairs. unseen: pictures to measure on."""
+
+    pictures: int = 800
+    samples: int = 4
+    held_out: float = 0.2
+    unseen: int = 600
+    objective: str = 'dpo(beta=0.2) + nll(reduction="mean")'
+    control: str = 'nll(reduction="mean")'
+    lora_rank: int = 16
+    training: TrainingOptions = TRAINING
+
+
+RECIPE = Recipe()
 
 
 def quickstart_vlm(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
     save_settings(out / "run.yaml", "quickstart", quickstart_vlm, locals())
+    hush()
+    align_on_own_captions(TINY_LLAVA if model == "auto" else Path(model), RECIPE, out, seed=seed)
+
+
+def align_on_own_captions(source: Path, recipe: Recipe, out: Path, *, seed: int) -> None:
+    """Make pairs, train the aligned model and its control, measure, report; all under `out`."""
     clock = Clock(out / "seconds.json")
-    source = TINY_LLAVA if model == "auto" else Path(model)
-    unseen = scenes("apart", UNSEEN, seed=f"unseen {seed}")
+    unseen = scenes("apart", recipe.unseen, seed=f"unseen {seed}")
+
+    def fresh() -> VisionLanguageAdapter:
+        """The model with a new LoRA, which starts the same for every stage."""
+        torch.manual_seed(derive(seed, "lora"))
+        return load_vision_language(source, lora={"r": recipe.lora_rank})
 
     captions: dict[str, list[str]] = {}
     measured: Measured = {}
     with clock("before"):
-        policy = _fresh(source, seed)
+        policy = fresh()
         captions["before"] = _captions(policy, unseen, out, "before")
     with clock("preferences"):
-        pairs = _preferences(policy, source.name, out / "preferences", seed)
-    held_out = round(COMPARED * len(pairs))
-    if not held_out:
-        raise UserError(
-            f"captions of {PICTURES} pictures gave {len(pairs)} pairs of a better and a worse one",
-            hint="take another --model or --seed",
-        )
-    train, compared = pairs[:-held_out], pairs[-held_out:]
+        pairs = _preferences(policy, source.name, recipe, out / "preferences", seed)
+    train, compared = _apart(pairs, recipe)
     console.print(f"{len(train)} pairs of the model's own captions ({out / 'preferences'})")
     measured["before"] = _figures(policy, captions["before"], unseen, compared)
 
+    training = replace(recipe.training, seed=seed)
     for stage, spec, folder, policy in aligned_and_control(
-        lambda: _fresh(source, seed), train, OBJECTIVE, CONTROL, TRAINING, out, clock
+        fresh, train, recipe.objective, recipe.control, training, out, clock
     ):
         with clock(f"captions {stage}"):
             captions[stage] = _captions(policy, unseen, out, stage)
             measured[stage] = _figures(policy, captions[stage], unseen, compared)
         save_model(
             folder / "model", policy, base_model=source.name, title=f"{source.name}, {stage}",
-            data="its own best and worst captions", objective=spec,
-            settings=read_settings(out / "run.yaml"),
+            data="its own best and worst captions", objective=spec, settings=asdict(training),
             measured={"before": measured["before"], "after": measured[stage]},
         )  # fmt: skip
-    rate = matmul_rate()
     details = {
-        "preferences": len(train), "held out": len(compared), "steps": TRAINING.steps,
-        "matmul_gflops": rate,
+        "preferences": len(train), "held out": len(compared), "steps": training.steps,
+        "matmul_gflops": matmul_rate(),
     }  # fmt: skip
     save_metrics(
-        out / "metrics.json", measured, n=UNSEEN, seconds=clock.seconds, seed=seed, details=details
-    )
-    _report(out, unseen, captions, measured, details | {"seconds": sum(clock.seconds.values())})
+        out / "metrics.json", measured, n=len(unseen), seconds=clock.seconds, seed=seed,
+        details=details,
+    )  # fmt: skip
+    _report(out, recipe, unseen, captions, measured, details | {"seconds": clock.seconds})
 
 
-def _fresh(source: Path, seed: int) -> VisionLanguageAdapter:
-    """The model with a new LoRA, which starts the same for every stage."""
-    torch.manual_seed(derive(seed, "lora"))
-    return load_vision_language(source, lora=LORA)
-
-
-def _preferences(policy: VisionLanguageAdapter, name: str, folder: Path, seed: int) -> Preferences:
+def _preferences(
+    policy: VisionLanguageAdapter, name: str, recipe: Recipe, folder: Path, seed: int
+) -> Preferences:
     """Best against worst of the model's own captions; built once, then read."""
     if not (folder / "manifest.json").exists():
-        shown = scenes("apart", PICTURES, seed=f"pairs {seed}")
-        with progress("captions to learn from", total=len(shown) * SAMPLES) as advance:
+        shown = scenes("apart", recipe.pictures, seed=f"pairs {seed}")
+        with progress("captions to learn from", total=len(shown) * recipe.samples) as advance:
             made = build(
                 [ask(scene) for scene in shown],
                 policy,
-                lambda index, sample: _reward(shown[index], text_of(sample.response)),
-                samples=SAMPLES,
+                lambda index, sample: merit(text_of(sample.response), shown[index]),
+                samples=recipe.samples,
                 model=name,
                 seed=seed,
+                max_new_tokens=MOST_TOKENS,
+                batch_size=100,
+                merge=True,
                 progress=lambda done, _: advance(to=done),
-                **SAMPLING,
             )
             write_store(made, folder)
     return open_dataset(folder)
 
 
-def _reward(scene: Scene, caption: str) -> float:
-    """Things named rightly, less those that are not there or named twice, per thing in the scene.
-    The checker is exact: it knows what was drawn."""
-    named, there = mentioned(caption), set(scene.present)
-    right = len(there.intersection(named))
-    return (right - (len(named) - right)) / len(there)
+def _apart(pairs: Preferences, recipe: Recipe) -> tuple[Preferences, Preferences]:
+    """Pairs to train on, and the last ones, which are held out."""
+    held_out = round(recipe.held_out * len(pairs))
+    if not held_out:
+        raise UserError(
+            f"captions of {recipe.pictures} pictures gave {len(pairs)} pairs of a better and a "
+            "worse one, which is too few",
+            hint="take another --model or --seed",
+        )
+    return pairs[:-held_out], pairs[-held_out:]
 
 
 def _captions(
     policy: VisionLanguageAdapter, unseen: Sequence[Scene], out: Path, stage: str
 ) -> list[str]:
-    """The likeliest caption of every unseen scene; kept in a file."""
+    """Captions of the unseen scenes, kept in a file."""
 
-    def describe() -> list[str]:
+    def make() -> list[str]:
         with progress(f"captions {stage}", total=len(unseen)) as advance:
-            samples = policy.sample(
-                [ask(scene) for scene in unseen],
-                range(len(unseen)),
-                temperature=0.0,
-                progress=lambda done, _: advance(to=done),
-                **SAMPLING,
-            )
-        return [text_of(sample.response) for sample in samples]
+            return describe(policy, unseen, progress=lambda done, _: advance(to=done))
 
-    return kept_texts(out / f"captions-{stage}.json", describe)
+    return kept_texts(out / f"captions-{stage}.json", make)
 
 
 def _figures(
@@ -174,53 +193,65 @@ def _figures(
     compared: Sequence[Preference],
 ) -> dict[str, Interval]:
     """CHAIR's figures on unseen scenes, and log-probabilities of pairs that are not trained on."""
-    counted = chair([mentioned(text) for text in captions], [scene.present for scene in unseen])
     dpo = objective("dpo()")
-    plan = Plan(policy.collate, policy.size, dpo.needs, TRAINING.batch_size, TRAINING.micro_batch)
+    plan = Plan(policy.collate, policy.size, dpo.needs, batch_size=32, budget=8192)
     pairs = intervals(
         held_out_figures(policy, Scorer(policy), compared, dpo, AdapterOff(policy), plan)
     )
-    return counted.figures() | {name: pairs[name] for name in ("chosen_logp", "rejected_logp")}
+    log_probs = {name: pairs[name] for name in ("chosen_logp", "rejected_logp")}
+    return judge(captions, unseen).figures() | log_probs
 
 
 def _report(
     out: Path,
+    recipe: Recipe,
     unseen: Sequence[Scene],
     captions: dict[str, list[str]],
     measured: Measured,
     details: Mapping[str, Any],
 ) -> None:
-    summary = _summary(measured)
+    summary = _summary(measured, len(unseen))
     sections = [
         section(
             "What changed",
             figures(measured, labels=LABELS),
             note="Control: fine-tuning on the chosen captions, with the same data and steps. "
-            f"{UNSEEN} scenes never seen before, in which nothing comes in company, and "
-            f"{details['held out']} pairs that were not trained on; 95 % intervals.",
+            f"{len(unseen)} scenes never seen before, in which nothing comes in company, and "
+            f"{details['held out']} pairs that were not trained on; 95 % intervals. Most rejected "
+            "captions name a thing too many, so that chosen ones are shorter: recall shows whether "
+            "anything is lost by it.",
         ),
         section(
             "Pictures and captions",
-            cases(_wrong_somewhere(unseen, captions), good="all there", bad="not all there"),
+            cases(_wrong_somewhere(unseen, captions), good="nothing invented", bad="hallucinates"),
             note="Unseen scenes of which some model named what is not there: the words marked.",
         ),
         training_section(out / "aligned"),
         diagnosis(
             diagnose(
                 JsonLines(out / "aligned" / "metrics.jsonl").rows(),
-                spec=OBJECTIVE,
+                spec=recipe.objective,
                 data=rates(open_dataset(out / "preferences")),
             )
         ),
         section("With your own model", *NEXT),
         section(
             "How it was done",
-            settings_table({"objective": OBJECTIVE, "control": CONTROL, **details}),
+            settings_table(_flat(asdict(recipe) | dict(details))),
         ),
     ]
     save_page(out / "report.html", page("mmalign quickstart: vlm", sections, summary=summary))
-    console.print(comparison(measured, f"{UNSEEN} unseen scenes, with 95 % intervals"))
+    console.print(comparison(measured, f"{len(unseen)} unseen scenes, with 95 % intervals"))
     console.print(f"{summary}\nReport: {out / 'report.html'}")
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings within settings, one a line."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = value if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}: {key}" if key else name: each for key, each in inner.items()}
+    return flat
 
 
 def _wrong_somewhere(unseen: Sequence[Scene], captions: dict[str, list[str]]) -> list[Case]:
@@ -239,11 +270,11 @@ def _marked(scene: Scene, caption: str) -> Marked:
     return Marked(caption, wrong, good=not wrong)
 
 
-def _summary(measured: Measured) -> str:
+def _summary(measured: Measured, n: int) -> str:
     chair_i = {stage: found["chair_i"].value for stage, found in measured.items()}
     recall = {stage: found["recall"].value for stage, found in measured.items()}
     return (
-        f"Of the things named in captions of {UNSEEN} unseen scenes, {chair_i['before']:.1%} were "
+        f"Of the things named in captions of {n} unseen scenes, {chair_i['before']:.1%} were "
         f"not there before and {chair_i['after']:.1%} after alignment, while of the things there "
         f"{recall['before']:.1%} and {recall['after']:.1%} were named; fine-tuning on the chosen "
         f"captions alone came to {chair_i['control']:.1%} and {recall['control']:.1%}."

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
 from mmalign.adapters.protocol import Adapter
 from mmalign.evaluation.intervals import Interval
@@ -28,6 +30,14 @@ A = TypeVar("A", bound=Adapter)
 
 Measured = dict[str, dict[str, Interval]]
 """Stage -> metric -> figure."""
+
+
+def hush() -> None:
+    """Spare whoever looks for the first time what transformers tells its own developers (names
+    that will change) and a progress bar for each of the many small models that are loaded."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 class Clock:

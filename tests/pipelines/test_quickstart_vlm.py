@@ -12,7 +12,6 @@ from transformers import AutoModelForImageTextToText
 
 from mmalign import cli
 from mmalign.pipelines import quickstart_vlm
-from mmalign.playground.scenes import Scene, Thing
 from mmalign.playground.vision_language import TINY_LLAVA
 
 STAGES = ("before", "after", "control")
@@ -22,10 +21,9 @@ def test_a_small_run_leaves_everything_and_goes_on_from_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name, value in {"PICTURES": 24, "UNSEEN": 12, "SAMPLES": 3}.items():
-        monkeypatch.setattr(quickstart_vlm, name, value)
-    short = replace(quickstart_vlm.TRAINING, steps=2, batch_size=4)
-    monkeypatch.setattr(quickstart_vlm, "TRAINING", short)
+    short = replace(quickstart_vlm.RECIPE.training, steps=2, batch_size=4)
+    small = replace(quickstart_vlm.RECIPE, pictures=24, unseen=12, training=short)
+    monkeypatch.setattr(quickstart_vlm, "RECIPE", small)
     assert cli.main(["quickstart", "--out", "run"]) == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
     names = {"chair_i", "chair_s", "recall", "mentions", "chosen_logp", "rejected_logp"}
@@ -42,16 +40,6 @@ def test_a_small_run_leaves_everything_and_goes_on_from_the_end(
     assert cli.main(["quickstart", "--out", "run"]) == 0
     again = json.loads(Path("run/metrics.json").read_text())
     assert all(again[stage] == metrics[stage] for stage in STAGES)
-
-
-def test_the_reward_counts_what_is_right_less_what_is_wrong() -> None:
-    scene = Scene((Thing("red", "circle", 0), Thing("blue", "heart", 4)), look=0)
-    reward = quickstart_vlm._reward
-    assert reward(scene, "There is a red circle and a blue heart.") == 1
-    assert reward(scene, "There is a red circle.") == 0.5
-    assert reward(scene, "There is a red circle, a red star and a blue heart.") == 0.5
-    assert reward(scene, "There is a red circle and a red circle.") == 0
-    assert reward(scene, "There is something.") == 0
 
 
 @pytest.mark.slow
