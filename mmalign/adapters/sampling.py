@@ -6,11 +6,49 @@ fixed in advance. Axes: r rows, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]
+"""Called with how many are done and how many there are."""
+
+
+def check_request(
+    kind: str, prompts: Sequence[Any], seeds: Sequence[int], unknown: Mapping[str, Any]
+) -> None:
+    """Raises TypeError for an option that sampling of this kind of model does not have, and
+    ValueError unless each prompt has its seed."""
+    if unknown:
+        raise TypeError(f"{kind} sampling has no option {sorted(unknown)[0]!r}")
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
+
+
+def in_batches(
+    lengths: Sequence[int],
+    draw: Callable[[list[int]], Sequence[T]],
+    *,
+    batch_size: int,
+    progress: Progress | None,
+) -> list[T]:
+    """What `draw` makes of each prompt, in the order of the prompts.
+
+    lengths: of the prompts; the longest ones come first, so that a batch has little padding and
+    what needs most memory fails at once. draw: called with the numbers of some prompts.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index], reverse=True)
+    made: dict[int, T] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        made.update(zip(rows, draw(rows), strict=True))
+        if progress is not None:
+            progress(len(made), len(order))
+    return [made[index] for index in range(len(order))]
 
 
 class SeededDraws:

@@ -37,12 +37,10 @@ from mmalign.adapters.image_tokens.family import Family
 from mmalign.adapters.image_tokens.model import code_tail, predicting_states, text_tail
 from mmalign.adapters.image_tokens.pictures import Pixels, picture
 from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Inputs, Scored
+from mmalign.adapters.sampling import Progress, check_request, in_batches
 from mmalign.adapters.saving import write_folder
 from mmalign.adapters.token_log_probs import log_distributions, token_log_probs
 from mmalign.records import Media, Message, Part, Sample, Text
-
-Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "peft")
 _REMEMBERED = 20_000  # pictures whose codes are kept in memory
@@ -180,27 +178,23 @@ class ImageTokenAdapter:
         top_p 1 keep all codes. merge: fold the LoRA into the weights meanwhile.
         The pictures remember their codes, so that their log-probabilities are exact.
         """
-        if unknown:
-            raise TypeError(f"image-token sampling has no option {sorted(unknown)[0]!r}")
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
+        check_request("image-token", prompts, seeds, unknown)
         if guidance is None:
             guidance = 5.0 if self.collator.guidance == 1 else self.collator.guidance
         taste = Taste(guidance, temperature, top_k, top_p)
-        made: list[Sample] = []
+
+        def draw(rows: list[int]) -> list[Sample]:
+            asked, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
+            plans = self._plans(asked, own, taste, plan_tokens)
+            images = self.pictures(self.codes(asked, own, taste, plans=plans))
+            return [
+                Sample(prompt, _response(plan, image))
+                for prompt, plan, image in zip(asked, plans, images, strict=True)
+            ]
+
+        lengths = [len(self.collator.prompt_ids(prompt)) for prompt in prompts]
         with self.drawing(merge=merge):
-            for start in range(0, len(prompts), batch_size):
-                rows = list(prompts[start : start + batch_size])
-                own = list(seeds[start : start + batch_size])
-                plans = self._plans(rows, own, taste, plan_tokens)
-                codes = self.codes(rows, own, taste, plans=plans)
-                made += [
-                    Sample(prompt, _response(plan, image))
-                    for prompt, plan, image in zip(rows, plans, self.pictures(codes), strict=True)
-                ]
-                if progress is not None:
-                    progress(len(made), len(prompts))
-        return made
+            return in_batches(lengths, draw, batch_size=batch_size, progress=progress)
 
     @contextmanager
     def drawing(self, *, merge: bool = False) -> Iterator[None]:

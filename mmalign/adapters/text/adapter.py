@@ -27,14 +27,11 @@ from mmalign.adapters.beams import Voice, search
 from mmalign.adapters.decoding import decode
 from mmalign.adapters.fingerprint import fingerprint
 from mmalign.adapters.protocol import Inputs, Scored
-from mmalign.adapters.sampling import SeededDraws
+from mmalign.adapters.sampling import Progress, SeededDraws, check_request, in_batches
 from mmalign.adapters.saving import write_folder, write_weights
 from mmalign.adapters.text.collate import TextCollator
 from mmalign.errors import UserError
 from mmalign.records import Message, Sample, Text
-
-Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
 
 
 @dataclass
@@ -119,33 +116,27 @@ class TextAdapter:
         all tokens. stop: strings at which a response ends, themselves left out.
         merge: fold the LoRA into the weights meanwhile (a sixth quicker, twice the memory).
         """
-        if unknown:
-            raise TypeError(f"text sampling has no option {sorted(unknown)[0]!r}")
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
+        check_request("text", prompts, seeds, unknown)
         ids = [self.collator.prompt_ids(prompt) for prompt in prompts]
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]), reverse=True)
-        texts: dict[int, str] = {}
+
+        def answers(rows: list[int]) -> list[str]:
+            draws = SeededDraws(
+                [seeds[row] for row in rows],
+                steps=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                allowed=self._speakable(),
+            )
+            found = self._continue([ids[row] for row in rows], draws, stop)
+            return [self._text(answer, stop) for answer in found]
+
         folded = lora.merged(self.policy) if merge else nullcontext()
         with evaluating(self.policy), torch.no_grad(), self.arithmetic(), folded:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                draws = SeededDraws(
-                    [seeds[row] for row in rows],
-                    steps=max_new_tokens,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    allowed=self._speakable(),
-                )
-                answers = self._continue([ids[row] for row in rows], draws, stop)
-                texts.update(
-                    (row, self._text(answer, stop))
-                    for row, answer in zip(rows, answers, strict=True)
-                )
-                if progress is not None:
-                    progress(len(texts), len(prompts))
-        return [Sample(prompt, (Text(texts[row]),)) for row, prompt in enumerate(prompts)]
+            texts = in_batches(
+                [len(row) for row in ids], answers, batch_size=batch_size, progress=progress
+            )
+        return [Sample(prompt, (Text(text),)) for prompt, text in zip(prompts, texts, strict=True)]
 
     def beam_search(
         self,

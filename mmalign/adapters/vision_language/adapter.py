@@ -30,15 +30,12 @@ from mmalign.adapters.autoregressive import (
 from mmalign.adapters.decoding import Going, Started, decode, holding
 from mmalign.adapters.fingerprint import fingerprint
 from mmalign.adapters.protocol import Inputs, Scored
-from mmalign.adapters.sampling import SeededDraws
+from mmalign.adapters.sampling import Progress, SeededDraws, check_request, in_batches
 from mmalign.adapters.saving import write_folder, write_weights
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
 from mmalign.adapters.vision_language.features import encode_images, given
 from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.records import Message, Sample, Text
-
-Progress = Callable[[int, int], None]
-"""Called with how many are done and how many there are."""
 
 
 @dataclass
@@ -145,39 +142,35 @@ class VisionLanguageAdapter:
         response is cut, themselves left out.
         merge: fold the LoRA into the weights meanwhile (quicker, twice the memory).
         """
-        if unknown:
-            raise TypeError(f"vision-language sampling has no option {sorted(unknown)[0]!r}")
-        if len(prompts) != len(seeds):
-            raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: one seed each")
+        check_request("vision-language", prompts, seeds, unknown)
         read = [self.collator.prompt(prompt) for prompt in prompts]
-        order = sorted(range(len(read)), key=lambda index: len(read[index].ids), reverse=True)
-        texts: dict[int, str] = {}
+
+        def answers(rows: list[int]) -> list[str]:
+            draws = SeededDraws(
+                [seeds[row] for row in rows],
+                steps=max_new_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                allowed=self.speakable(),
+            )
+            found = decode(
+                causal_lm(self.policy),
+                [read[row].ids for row in rows],
+                draws,
+                steps=max_new_tokens,
+                stop_ids=self.stop_ids,
+                pad_id=self.collator.words.pad_id,
+                start=self._read([prompts[row] for row in rows]),
+            )
+            return [self._text(answer, stop) for answer in found]
+
         folded = lora.merged(self.policy) if merge else nullcontext()
         with evaluating(self.policy), torch.no_grad(), self.arithmetic(), folded:
-            for start in range(0, len(order), batch_size):
-                rows = order[start : start + batch_size]
-                draws = SeededDraws(
-                    [seeds[row] for row in rows],
-                    steps=max_new_tokens,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    allowed=self.speakable(),
-                )
-                answers = decode(
-                    causal_lm(self.policy),
-                    [read[row].ids for row in rows],
-                    draws,
-                    steps=max_new_tokens,
-                    stop_ids=self.stop_ids,
-                    pad_id=self.collator.words.pad_id,
-                    start=self._read([prompts[row] for row in rows]),
-                )
-                for row, answer in zip(rows, answers, strict=True):
-                    texts[row] = self._text(answer, stop)
-                if progress is not None:
-                    progress(len(texts), len(prompts))
-        return [Sample(prompt, (Text(texts[row]),)) for row, prompt in enumerate(prompts)]
+            texts = in_batches(
+                [len(one.ids) for one in read], answers, batch_size=batch_size, progress=progress
+            )
+        return [Sample(prompt, (Text(text),)) for prompt, text in zip(prompts, texts, strict=True)]
 
     def save(self, folder: Path) -> None:
         """The LoRA as peft writes it, or all weights; the processor beside it."""
