@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from markupsafe import Markup
 
+from mmalign.adapters.lora import has_lora
+from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.text import TextAdapter
 from mmalign.adapters.vision_language import VisionLanguageAdapter
+from mmalign.evaluation.credit import credit_section
 from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import (
     DataOptions,
@@ -20,6 +24,7 @@ from mmalign.pipelines.options import (
 )
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
+from mmalign.records import Preference
 from mmalign.training.align import align
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
@@ -73,6 +78,22 @@ def align_language_model(
         trained_on=preferences if isinstance(preferences, Sequence) else None,
         objective=loss.spec,
         seed=training.seed,
+        sections=_credit(policy, evaluation) if done.main_process else [],
     )
     if output.merged and done.main_process:
         policy.export_merged(output.out / "merged")
+
+
+def _credit(
+    policy: TextAdapter | VisionLanguageAdapter, evaluation: Sequence[Preference]
+) -> list[Markup]:
+    """How the tokens of a few held-out responses were raised and lowered, where the model before
+    training is at hand."""
+    if not has_lora(policy.policy):
+        return []
+
+    def reference(inputs: Inputs) -> Scored:
+        with policy.reference_mode():
+            return policy.log_probs(policy.policy, inputs)
+
+    return credit_section(policy, reference, evaluation)

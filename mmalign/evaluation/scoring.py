@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
 from mmalign.errors import BadSample, UserError
+from mmalign.evaluation.credit import credit_section
 from mmalign.evaluation.pairs import Modality, PairOptions, ScoredModel
 from mmalign.objectives import LogProbs
 from mmalign.records import Media, Preference
@@ -54,16 +56,18 @@ LOADERS = {
 """By modality, what loads a model."""
 
 
-def load(models: ScoredModel, name: str, adapter: str | None, data: Sequence[Preference]) -> Any:
-    """A model's adapter. Raises UserError where the modality cannot be told from the data."""
-    kind = _kind(data) if models.modality == "auto" else models.modality
+def load(name: str, adapter: str | None, *, kind: Modality, precision: str) -> Any:
+    """A model's adapter, perhaps with a LoRA in it."""
     console.print(f"loading {name}{f' with {adapter}' if adapter else ''}")
     module, function = LOADERS[kind].split(":")
     loader = getattr(importlib.import_module(module), function)
-    return loader(name, adapter=adapter, precision=models.precision)
+    return loader(name, adapter=adapter, precision=precision)
 
 
-def _kind(data: Sequence[Preference]) -> Modality:
+def kind_of(models: ScoredModel, data: Sequence[Preference]) -> Modality:
+    """The modality asked for, or the data's. Raises UserError where they do not tell."""
+    if models.modality != "auto":
+        return models.modality
     sample = data[0].chosen
     if any(isinstance(part, Media) for part in sample.response):
         raise UserError(
@@ -78,15 +82,27 @@ class Judges:
     """The model and its reference, loaded once for all pairs that they shall score."""
 
     def __init__(self, models: ScoredModel, data: Sequence[Preference]) -> None:
-        self.policy = load(models, models.model, models.adapter, data)
+        self.kind = kind_of(models, data)
+        options: dict[str, Any] = {"kind": self.kind, "precision": models.precision}
+        self.policy = load(models.model, models.adapter, **options)
         before = models.reference or (models.model if models.adapter else None)
-        self.reference = None if before is None else load(models, before, None, data)
+        self.reference = None if before is None else load(before, None, **options)
         if self.reference and self.reference.fingerprint != self.policy.fingerprint:
             raise UserError(
                 f"{models.model} and {before} read samples differently (tokenizer, template or "
                 "settings), so that their likelihoods cannot be compared",
                 hint="give the model that alignment started from as --reference",
             )
+
+    def credit(self, data: Sequence[Preference]) -> list[Markup]:
+        """A report's section of per-token rewards, where responses are words and there is a
+        reference."""
+        reference = self.reference
+        if reference is None or self.kind not in ("text", "vision-language"):
+            return []
+        return credit_section(
+            self.policy, lambda inputs: reference.log_probs(reference.policy, inputs), data
+        )
 
     def score(self, data: Sequence[Preference], options: PairOptions) -> Pairs:
         """Raises UserError when no pair can be used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,27 @@ def test_beta_a_thousand_times_too_small(tmp_path):
 
 def test_weights_that_do_not_move(tmp_path):
     assert run(tmp_path, fair(80, 0), learning_rate=1e-7) == ["nothing moves"]
+
+
+def denoiser_rows(margin: float) -> list[dict[str, Any]]:
+    """A run on errors of 0.2 whose margin grows to so many nats."""
+    return [
+        {
+            "step": step, "loss": math.log(2), "reward_margin": margin * (step - 1) / 20,
+            "chosen_ratio": margin * (step - 1) / 40, "rejected_ratio": -margin * (step - 1) / 40,
+            "chosen_logp": -0.1, "rejected_logp": -0.1, "chosen_length": 1.0,
+            "rejected_length": 1.0, "preferences": 8, "grad_norm": 1.0,
+        }
+        for step in range(1, 21)
+    ]  # fmt: skip
+
+
+def test_denoisers_move_by_millionths_of_a_nat() -> None:
+    """2000 times 5e-6 nats is a hundredth of the loss's unit: small, and moving."""
+    assert diagnose(denoiser_rows(5e-6), spec="dpo(beta=2000)") == []
+    assert diagnose(denoiser_rows(5e-6), spec="kto(beta=2000)") == []
+    (found,) = diagnose(denoiser_rows(1e-9), spec="dpo(beta=2000)")
+    assert found.name == "nothing moves"
 
 
 def test_a_learning_rate_far_too_large(tmp_path):

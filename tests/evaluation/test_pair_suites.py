@@ -18,8 +18,10 @@ from mmalign import cli
 from mmalign.adapters.text import load_text
 from mmalign.adapters.vision_language import load_vision_language
 from mmalign.data.store import write_store
+from mmalign.evaluation.credit import credited
 from mmalign.objectives import objective
 from mmalign.records import Message, Preference, Sample, Text, pair
+from mmalign.report.credit import credit
 from mmalign.training.align import align
 from mmalign.training.options import TrainingOptions
 
@@ -154,6 +156,20 @@ def test_likelihood(
         assert found[side] == pytest.approx(sum(moved) / len(moved), rel=1e-3, abs=1e-3)
     assert found["margin"] == pytest.approx(found["chosen"] - found["rejected"], rel=1e-6)
     assert "histogram of change of the chosen" in page()
+    assert "Credit by token" in page()
+
+
+def test_credit_by_token_sums_to_the_log_ratio(
+    model: Path, lora: Path, plain: Callable[[Sample, bool], float]
+) -> None:
+    policy, reference = load_text(model, adapter=lora), load_text(model)
+    sample = PAIRS[0].chosen
+    found = credited(policy, lambda inputs: reference.log_probs(reference.policy, inputs), sample)
+    assert "".join(found.pieces).startswith("the red fox")
+    assert sum(found.values) == pytest.approx(plain(sample, True) - plain(sample, False), abs=1e-3)
+    drawn = str(credit("Name <red>", {"chosen": found}))
+    assert drawn.count("<span title=") == len(found.pieces)
+    assert "Name &lt;red&gt;" in drawn
 
 
 def test_likelihood_names_displacement(model: Path, data: Path, tmp_path: Path) -> None:

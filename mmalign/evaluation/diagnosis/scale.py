@@ -22,6 +22,14 @@ FELT = 0.05
 """Of z: below it the loss is within 4% of log 2 and its slope within 3% of that at the start, so
 that the loss cannot tell how far the policy went, and no longer holds it back."""
 
+UNFELT = 1e-3
+"""Of z: below it no pair's weight changed by more than a quarter of a thousandth. Denoisers move by
+millionths of a nat, which a beta of some thousand makes larger than that."""
+
+DENOISER = 1.0
+"""Nats: a log-probability below it is half a denoiser's squared error, and what is small beside it
+depends on beta alone."""
+
 EARLY = 0.1
 """Share of a run that counts as its beginning, the usual length of the warm-up."""
 
@@ -115,6 +123,9 @@ def _nothing_moves(case: Case) -> list[Finding]:
     sizes = [mean(case.last, name) for name in ("chosen_ratio", "rejected_ratio", "reward_margin")]
     known = [abs(size) for size in sizes if size is not None]
     if not case.from_reference or not known or max(known) > ROUNDING * case.scale:
+        return []
+    zs = [abs(z) for row in case.last if (z := _z(case, row)) is not None]
+    if max(zs, default=0.0) > UNFELT or (not zs and case.scale < DENOISER):
         return []
     norm = mean(case.last, "grad_norm")
     return [

@@ -17,7 +17,8 @@ def likelihood(
 ) -> dict[str, dict[str, Interval]]:
     """Likelihood displacement: whether chosen responses became less likely while margins grew.
 
-    Changes are in nats, of whole responses and per token, against the model before alignment.
+    Changes are in nats, of whole responses and per token, against the model before alignment. The
+    page colours the tokens of a few responses by how far each was raised or lowered.
 
     Model:
         model: See ScoredModel.
@@ -46,7 +47,8 @@ def likelihood(
 
     began = time.perf_counter()
     data = read_pairs(pairs)
-    scored = Judges(model, data).score(data, pairs)
+    judges = Judges(model, data)
+    scored = judges.score(data, pairs)
     chosen, rejected = scored.chosen, scored.rejected
     margin = chosen.ratio - rejected.ratio
     displaced = (chosen.ratio < 0) & (margin > 0)
@@ -71,7 +73,11 @@ def likelihood(
         {"change": figures},
         n=len(scored.preferences),
         notes=[*map(str, findings), *scored.notes()],
-        sections=[section("Changes", histograms(drawn)), diagnosis(findings)],
+        sections=[
+            section("Changes", histograms(drawn)),
+            diagnosis(findings),
+            *judges.credit(scored.preferences),
+        ],
         items="pairs",
     )
     return save_results(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from mmalign.evaluation.intervals import Estimate, Interval, mean
 from mmalign.evaluation.pairs import PairOptions, ScoredModel, read_pairs
@@ -56,7 +57,7 @@ def overoptimisation(
     from mmalign.errors import UserError
     from mmalign.evaluation.diagnosis import diagnose
     from mmalign.evaluation.outputs import Outputs, look_at
-    from mmalign.evaluation.scoring import load
+    from mmalign.evaluation.scoring import kind_of, load
     from mmalign.report.curves import curves
     from mmalign.report.diagnosis import diagnosis
     from mmalign.report.page import section
@@ -71,15 +72,16 @@ def overoptimisation(
     began = time.perf_counter()
     data = read_pairs(pairs)
     prompts = [one.chosen.prompt for one in data]
-    base = load(model, model.model, None, data)
+    options: dict[str, Any] = {"kind": kind_of(model, data), "precision": model.precision}
+    base = load(model.model, None, **options)
     found: list[Outputs] = []
     for name in ["", *checkpoints]:
         if not name:
             policy = base
         elif (Path(name) / "adapter_config.json").exists():
-            policy = load(model, model.model, name, data)
+            policy = load(model.model, name, **options)
         else:
-            policy = load(model, name, None, data)
+            policy = load(name, None, **options)
         look = look_at(
             policy, base, prompts, seed=pairs.seed, max_new_tokens=max_new_tokens,
             temperature=temperature,
