@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any, Literal
 from mmalign.errors import BadSample, UserError
 from mmalign.media import digest
 from mmalign.records import Media, Message, Sample, Text, media_of, text_of
+from mmalign.rewards.endpoint import Endpoint
+from mmalign.rewards.judge import Judge
 from mmalign.training.log import JsonLines, console, progress
 from mmalign.training.seeds import derive
 
@@ -45,6 +48,9 @@ class AskedModel:
         adapter: Folder of a LoRA on the model.
         baseline: Another model, or file of answers, that is asked the same; the results show both
             and their difference. For the model without its adapter, give its name again.
+        url: OpenAI-compatible endpoint that serves model and baseline under these names, such as
+            vLLM's http://localhost:8000/v1; they are then asked there, not loaded.
+        key: Name of the environment variable that holds the endpoint's key.
         precision: Arithmetic and weights of the model.
         chat_template: Jinja template, or a file with one, in place of the model's own.
         trust_remote_code: Run code that comes with the model.
@@ -53,9 +59,18 @@ class AskedModel:
     model: str
     adapter: str | None = None
     baseline: str | None = None
+    url: str | None = None
+    key: str = "OPENAI_API_KEY"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     chat_template: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.adapter is not None:
+            raise UserError(
+                "an endpoint serves models by name, and takes no --adapter",
+                hint="let it serve the adapter, and give the name under which it does as --model",
+            )
 
     def stages(self) -> dict[str, tuple[str, str | None]]:
         """Names of the stages in the results, each with its model and adapter."""
@@ -124,7 +139,9 @@ def ask_all(
             missing = [q.id for q in questions if q.id not in answers[stage]]
             refused |= dict.fromkeys(missing, f"{model} has no answer to it")
         else:
-            sampler = ModelSampler(models, model, adapter, options)
+            sampler: ModelSampler | ServedSampler = ModelSampler(models, model, adapter, options)
+            if models.url is not None:
+                sampler = ServedSampler(models, model, options)
             answers[stage], bad = ask(
                 questions,
                 sampler,
@@ -290,6 +307,37 @@ class ModelSampler:
             trust_remote_code=self.models.trust_remote_code,
             trained=False,
         )
+
+
+class ServedSampler:
+    """Answers of a model that an OpenAI-compatible endpoint serves."""
+
+    def __init__(self, models: AskedModel, model: str, options: AnswerOptions) -> None:
+        assert models.url is not None  # or the model is loaded
+        self.models, self.options = models, options
+        endpoint = Endpoint(models.url, key=os.environ.get(models.key))
+        drawn = {"seed": options.seed} if options.temperature else {}
+        self.served = Judge(
+            model,
+            endpoint,
+            temperature=options.temperature,
+            max_tokens=options.max_new_tokens,
+            at_once=options.batch_size,
+            cut=True,
+            extra=drawn,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on, as far as it can be known."""
+        return {"model": self.served.model, "url": self.models.url, **self.served.settings}
+
+    def __call__(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Sequence[Sample]:
+        samples = []
+        for prompt, answer in zip(prompts, self.served.ask_all(prompts, str), strict=True):
+            if isinstance(answer, BadSample):
+                raise answer
+            samples.append(Sample(prompt, (Text(answer),)))
+        return samples
 
 
 def weights_mark(model: str) -> str | None:

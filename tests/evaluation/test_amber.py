@@ -69,7 +69,7 @@ def test_the_score_of_the_published_figures() -> None:
 
 def test_questions_by_dimension() -> None:
     kinds = ["discriminative-hallucination", "discriminative-attribute-state", "relation"]
-    found = discriminative(kinds, ["no", "yes", None], ["no", "no", "yes"])
+    found = discriminative(kinds, ["no", "yes", None], ["no", "no", "yes"], ["a", "a", "b"])
     assert found["accuracy"].value == pytest.approx(1 / 3)
     assert found["existence/accuracy"].value == 1
     assert found["attribute/f1"].value == 0

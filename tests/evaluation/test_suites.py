@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from made_benchmarks import amber, coco, hallusion_bench, mmhal, object_hal, pope, write_lines
-from scripted_endpoint import endpoint
+from scripted_endpoint import completion, endpoint
 from tiny_vision_language import picture, save_family
 
 from mmalign import cli
@@ -281,3 +281,26 @@ def test_a_model_that_only_answers_is_held_in_its_precision(model: Path) -> None
     weights = list(sampler.policy.policy.parameters())
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     assert not any(weight.requires_grad for weight in weights)
+
+
+def test_a_model_that_is_served_is_asked_where_it_is() -> None:
+    files = coco(Path(), [["dog"], ["cat"], ["bus"]])
+
+    def reply(body: dict[str, Any], number: int) -> Any:
+        (message,) = body["messages"]
+        image, text = message["content"]
+        assert image["image_url"]["url"].startswith("data:image/")
+        assert text["text"] == "Describe this image in detail."
+        return "A dog." if body["model"] == "tuned" else {"body": completion("A cat", "length")}
+
+    with endpoint(reply) as served:
+        options = [
+            "--annotations", *files, "--images", "val2014", "--model", "tuned",
+            "--baseline", "plain", "--url", served.url, "--max-new-tokens", "7",
+        ]  # fmt: skip
+        metrics = evaluate("chair", *options)
+        assert evaluate("chair", *options)["after"] == metrics["after"]
+    assert len(served.bodies) == 6
+    assert {body["max_tokens"] for body in served.bodies} == {7}
+    assert values(metrics, "before")["chair_i"] == values(metrics, "after")["chair_i"]
+    assert metrics["n"] == 3

@@ -10,6 +10,7 @@ from mmalign.errors import UserError
 from mmalign.evaluation.hallucination.coco import Annotated
 from mmalign.evaluation.hallucination.pope import SETTINGS, YesNo, questions
 from mmalign.evaluation.hallucination.yes_no import detection, first_word, pope_answer
+from mmalign.evaluation.intervals import Interval
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,22 @@ def test_an_answer_never_given_has_no_precision() -> None:
     found = detection(["no", "no"], ["yes", "no"], "yes")
     assert math.isnan(found["precision"].interval().value)
     assert found["f1"].value == 0
+
+
+def test_intervals_draw_images_where_questions_hang_together() -> None:
+    """Ten images, all six questions about each right or all wrong: as good as ten questions."""
+    said = ["yes"] * 30 + ["no"] * 30
+    truth, images = ["yes"] * 60, [str(i // 6) for i in range(60)]
+    together = detection(said, truth, "yes", images=images)["accuracy"]
+    apart = detection(said, truth, "yes")["accuracy"]
+    assert together.value == apart.value == 0.5
+    assert (together.items, apart.items) == (10, 60)
+
+    def width(interval: Interval) -> float:
+        return interval.high - interval.low
+
+    ratio = width(together.interval()) / width(apart.interval())
+    assert ratio == pytest.approx(6**0.5, rel=0.2)
 
 
 SCENES = [

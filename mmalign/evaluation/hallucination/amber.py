@@ -120,17 +120,23 @@ def generative(found: Sequence[Described]) -> dict[str, Estimate]:
 
 
 def discriminative(
-    kinds: Sequence[str], said: Sequence[str | None], truth: Sequence[str]
+    kinds: Sequence[str], said: Sequence[str | None], truth: Sequence[str], images: Sequence[str]
 ) -> dict[str, Estimate]:
     """Figures over all questions, then by dimension; the positive answer is no.
 
-    kinds: as the annotations have them, such as "discriminative-attribute-state".
+    kinds: as the annotations have them, such as "discriminative-attribute-state". images: which
+    one each question is about.
     """
-    found = detection(said, truth, "no")
+    found = detection(said, truth, "no", images=images)
     dimensions = [_dimension(kind) for kind in kinds]
     for name in dict.fromkeys(dimensions):
         rows = [i for i, dimension in enumerate(dimensions) if dimension == name]
-        part = detection([said[i] for i in rows], [truth[i] for i in rows], "no")
+        part = detection(
+            [said[i] for i in rows],
+            [truth[i] for i in rows],
+            "no",
+            images=[images[i] for i in rows],
+        )
         found |= {f"{name}/{metric}": figure for metric, figure in part.items()}
     return found
 

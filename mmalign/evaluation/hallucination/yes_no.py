@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mmalign.evaluation.intervals import Estimate, mean, ratio
+from mmalign.evaluation.intervals import Estimate, ratio
 
 
 def pope_answer(text: str) -> str:
@@ -25,22 +26,35 @@ def first_word(text: str) -> str | None:
 
 
 def detection(
-    said: Sequence[str | None], truth: Sequence[str], positive: str
+    said: Sequence[str | None],
+    truth: Sequence[str],
+    positive: str,
+    *,
+    images: Sequence[str] | None = None,
 ) -> dict[str, Estimate]:
     """How well the answer `positive` is given where it is true.
 
     said: what was answered; what is neither yes nor no is wrong and counts as neither.
     truth: "yes" or "no". Precision, recall and F1 are about `positive`; an answer that is never
     given has no precision (nan).
+    images: which image each question is about. Questions about one image hang together, so that
+    intervals draw images anew, not questions; without, every question stands for itself.
     """
-    answered = np.array([answer == positive for answer in said])
-    true = np.array([answer == positive for answer in truth])
-    right = np.array([a == b for a, b in zip(said, truth, strict=True)])
-    both = answered & true
+    answered = np.array([answer == positive for answer in said], dtype=float)
+    true = np.array([answer == positive for answer in truth], dtype=float)
+    right = np.array([a == b for a, b in zip(said, truth, strict=True)], dtype=float)
+    everything = np.ones(len(right))
+    names = range(len(right)) if images is None else images
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    groups = [numbers[name] for name in names]
+
+    def share(above: NDArray[np.float64], below: NDArray[np.float64]) -> Estimate:
+        return ratio(np.bincount(groups, weights=above), np.bincount(groups, weights=below))
+
     return {
-        "accuracy": mean(right),
-        "precision": ratio(both, answered),
-        "recall": ratio(both, true),
-        "f1": ratio(2 * both, answered.astype(int) + true),
-        f"{positive}_ratio": mean(answered),
+        "accuracy": share(right, everything),
+        "precision": share(answered * true, answered),
+        "recall": share(answered * true, true),
+        "f1": share(2 * answered * true, answered + true),
+        f"{positive}_ratio": share(answered, everything),
     }

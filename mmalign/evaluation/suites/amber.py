@@ -98,8 +98,11 @@ def amber(
         for row in rows
     ]
 
+    images_of = {row["id"]: row["image"] for row in rows}
+
     def score(asked: Sequence[Question], texts: Sequence[str]) -> Scores:
-        return amber_scores([known[int(q.id)] for q in asked], texts, words, alike)
+        told = [{**known[int(q.id)], "image": images_of[int(q.id)]} for q in asked]
+        return amber_scores(told, texts, words, alike)
 
     same = f"similarity by {similarity}" if similarity else "no similarity: only equal words"
     notes = [f"Nouns compared with {same}.", f"Yes or no asked with: {suffix}"]
@@ -112,30 +115,29 @@ def amber_scores(
     words: Words,
     alike: Alike | None = None,
 ) -> Scores:
-    """known: AMBER's annotation of each text."""
+    """known: AMBER's annotation of each text, with its image."""
     found: list[Described] = []
-    kinds, said, truth = [], [], []
+    answered: list[tuple[Mapping[str, Any], str | None]] = []
     judged = []
     for row, text in zip(known, texts, strict=True):
         if row["type"] == "generative":
             each = describe(text, Annotation(row["truth"], row["hallu"]), words, alike)
             found.append(each)
             note = f"In the image: {', '.join(row['truth'])}."
-            judged.append(Judged(Marked(text, each.unsafe), 1.0 + len(each.unsafe), note))
-            if not each.unsafe:
-                judged[-1] = Judged(Marked(text), 0.0, note)
+            judged.append(Judged(Marked(text, each.unsafe), len(each.unsafe), note))
         else:
-            kinds.append(row["type"])
-            said.append(first_word(text))
-            truth.append(row["truth"])
-            good = said[-1] == row["truth"]
-            judged.append(Judged(Marked(text, good=good), float(not good), f"Right: {truth[-1]}."))
+            said = first_word(text)
+            answered.append((row, said))
+            good = said == row["truth"]
+            note = f"Right is: {row['truth']}."
+            judged.append(Judged(Marked(text, good=good), float(not good), note))
     estimates: dict[str, Estimate] = {}
     if found:
         estimates |= generative(found)
-    if kinds:
-        estimates |= discriminative(kinds, said, truth)
-    if found and kinds:
+    if answered:
+        kinds, truth, images = ([r[k] for r, _ in answered] for k in ("type", "truth", "image"))
+        estimates |= discriminative(kinds, [said for _, said in answered], truth, images)
+    if found and answered:
         estimates = {"amber": amber_score(estimates["chair"], estimates["f1"]), **estimates}
     return Scores(estimates, judged)
 

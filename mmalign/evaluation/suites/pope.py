@@ -88,7 +88,8 @@ FIELDS = ("question_id", "image", "text", "label")
 
 
 def yes_no_scores(names: Sequence[str], texts: Sequence[str], lines: Mapping[str, YesNo]) -> Scores:
-    """names: ids "setting/number". Figures of every setting, and their means before them."""
+    """names: ids "setting/number". Figures of every setting, and their means before them; intervals
+    draw images anew."""
     said = [pope_answer(text) for text in texts]
     truth = [lines[name].label for name in names]
     judged = [
@@ -99,7 +100,10 @@ def yes_no_scores(names: Sequence[str], texts: Sequence[str], lines: Mapping[str
     by_setting: dict[str, dict[str, Estimate]] = {}
     for setting in settings:
         rows = [i for i, name in enumerate(names) if name.split("/")[0] == setting]
-        by_setting[setting] = detection([said[i] for i in rows], [truth[i] for i in rows], "yes")
+        images = [lines[names[i]].image for i in rows]
+        by_setting[setting] = detection(
+            [said[i] for i in rows], [truth[i] for i in rows], "yes", images=images
+        )
     first = by_setting[settings[0]]
     if len(settings) == 1:
         return Scores(first, judged)
