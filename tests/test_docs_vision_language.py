@@ -127,7 +127,7 @@ def put_table(folder: str, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def judge() -> Iterator[Script]:
     def reply(body: dict[str, Any], number: int) -> str:
-        asked = body["messages"][-1]["content"]
+        asked = str(body["messages"][-1]["content"])
         if "JSON list" in asked:
             return '["dog"]'
         return "Rating: 3" if "Rating: N" in asked else "correct"
@@ -141,9 +141,9 @@ def quick(words: list[str], judge: Script) -> list[str]:
     given = words[1:]
     for flag, value in QUICK.get(given[0], {}).items():
         given += [flag, value]
-    if "--judge-url" in given:
-        given[given.index("--judge-url") + 1] = judge.url
-    elif "--judge" in given:
+    for flag in {"--url", "--judge-url"} & set(given):
+        given[given.index(flag) + 1] = judge.url
+    if "--judge" in given and "--judge-url" not in given:
         given += ["--judge-url", judge.url]
     return given
 

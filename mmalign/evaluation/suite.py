@@ -15,7 +15,8 @@ from rich.table import Table
 
 from mmalign.data.gallery import thumbnail
 from mmalign.errors import BadSample
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Question, ask_all, is_file
+from mmalign.evaluation.answering import AnswerOptions, AskedModel, is_file
+from mmalign.evaluation.asking import Question, ask_all
 from mmalign.evaluation.intervals import Estimate, Interval, combined, mean
 from mmalign.records import media_of, text_of
 from mmalign.report.figures import figures

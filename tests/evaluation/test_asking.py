@@ -10,7 +10,8 @@ import pytest
 from tiny_vision_language import picture
 
 from mmalign.errors import BadSample, UserError
-from mmalign.evaluation.asking import Prompt, Question, about_image, ask, weights_mark
+from mmalign.evaluation.answering import Prompt, weights_mark
+from mmalign.evaluation.asking import Question, about_image, ask
 from mmalign.evaluation.suite import spoken
 from mmalign.records import Media, Sample, Text, text_of
 

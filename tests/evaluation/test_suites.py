@@ -14,7 +14,8 @@ from scripted_endpoint import completion, endpoint
 from tiny_vision_language import picture, save_family
 
 from mmalign import cli
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, ModelSampler, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel, ModelSampler
+from mmalign.evaluation.asking import about_image
 
 
 @pytest.fixture(autouse=True)

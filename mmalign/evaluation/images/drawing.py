@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmalign.errors import UserError
-from mmalign.evaluation.asking import weights_mark
+from mmalign.evaluation.answering import weights_mark
 from mmalign.evaluation.images.prompts import ImagePrompt
 from mmalign.files import whole_file
 from mmalign.records import Media, Message, Sample, Text

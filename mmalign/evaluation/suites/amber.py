@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.errors import UserError
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Question, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel
+from mmalign.evaluation.asking import Question, about_image
 from mmalign.evaluation.hallucination.amber import (
     SIMILAR,
     Alike,

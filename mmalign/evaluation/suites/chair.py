@@ -10,14 +10,8 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from mmalign.errors import UserError
-from mmalign.evaluation.asking import (
-    AnswerOptions,
-    AskedModel,
-    Question,
-    about_image,
-    is_file,
-    read_answers,
-)
+from mmalign.evaluation.answering import AnswerOptions, AskedModel, is_file
+from mmalign.evaluation.asking import Question, about_image, read_answers
 from mmalign.evaluation.hallucination.chair import chair as count
 from mmalign.evaluation.hallucination.coco import read_coco
 from mmalign.evaluation.hallucination.mentions import mentions

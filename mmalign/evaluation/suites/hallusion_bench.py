@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Prompt, Question, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel, Prompt
+from mmalign.evaluation.asking import Question, about_image
 from mmalign.evaluation.hallucination.hallusion_bench import (
     COMPARE,
     figures,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Question, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel
+from mmalign.evaluation.asking import Question, about_image
 from mmalign.evaluation.hallucination.mmhal import HALLUCINATED, MOST, RATE, figures, rating
 from mmalign.evaluation.intervals import Interval
 from mmalign.evaluation.judging import filled, judgements, template_of

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmalign.errors import UserError
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Question, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel
+from mmalign.evaluation.asking import Question, about_image
 from mmalign.evaluation.hallucination.coco import read_coco
 from mmalign.evaluation.hallucination.mentions import mentions
 from mmalign.evaluation.hallucination.object_hal import (

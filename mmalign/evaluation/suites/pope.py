@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmalign.errors import UserError
-from mmalign.evaluation.asking import AnswerOptions, AskedModel, Question, about_image
+from mmalign.evaluation.answering import AnswerOptions, AskedModel
+from mmalign.evaluation.asking import Question, about_image
 from mmalign.evaluation.hallucination.coco import Annotated, read_coco
 from mmalign.evaluation.hallucination.pope import SETTINGS, YesNo
 from mmalign.evaluation.hallucination.pope import questions as made
