@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from mmalign.errors import UserError
+from mmalign.settings import flat, read_settings, save_settings
 
 MODALITIES = {
     "vlm": "mmalign.pipelines.quickstart_vlm:quickstart_vlm",
@@ -40,5 +44,20 @@ def quickstart(
         mmalign quickstart
         mmalign quickstart --modality text --out runs/text
     """
+    given = flat(quickstart, locals())
+    _goes_on(out / "run.yaml", given)
+    save_settings(out / "run.yaml", "quickstart", quickstart, given)
     module, name = MODALITIES[modality].split(":")
     getattr(import_module(module), name)(model=model, out=out, seed=seed)
+
+
+def _goes_on(file: Path, given: Mapping[str, Any]) -> None:
+    """Raises UserError where another run lies in the folder, whose files would pass for this
+    one's."""
+    held = read_settings(file) if file.exists() else given
+    for name in ("modality", "model", "seed"):
+        if held.get(name) != given[name]:
+            raise UserError(
+                f"{file.parent} holds a run with {name} {held.get(name)}, not {given[name]}",
+                hint="choose another folder with --out, or remove this one",
+            )

@@ -34,7 +34,7 @@ from mmalign.report.metrics_file import save_metrics
 from mmalign.report.page import page, save_page, section
 from mmalign.report.tables import Answer, Comparison, before_after
 from mmalign.report.tables import settings as settings_table
-from mmalign.settings import read_settings, save_settings
+from mmalign.settings import read_settings
 from mmalign.training.log import JsonLines, console, progress
 from mmalign.training.seeds import derive
 
@@ -45,7 +45,6 @@ SHOWN = 30  # prompts in the report
 
 def quickstart_text(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
-    save_settings(out / "run.yaml", "quickstart", quickstart_text, locals())
     hush()
     clock = Clock(out / "seconds.json")
     with clock("model"):

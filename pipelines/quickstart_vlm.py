@@ -43,7 +43,6 @@ from mmalign.report.metrics_file import save_metrics
 from mmalign.report.page import page, save_page, section
 from mmalign.report.pictures import address
 from mmalign.report.tables import settings as settings_table
-from mmalign.settings import save_settings
 from mmalign.training.batches import Plan
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.log import JsonLines, console, progress
@@ -90,7 +89,6 @@ RECIPE = Recipe()
 
 def quickstart_vlm(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
-    save_settings(out / "run.yaml", "quickstart", quickstart_vlm, locals())
     hush()
     align_on_own_captions(TINY_LLAVA if model == "auto" else Path(model), RECIPE, out, seed=seed)
 

@@ -40,6 +40,8 @@ def test_a_small_run_leaves_everything_and_goes_on_from_the_end(
     assert cli.main(["quickstart", "--out", "run"]) == 0
     again = json.loads(Path("run/metrics.json").read_text())
     assert all(again[stage] == metrics[stage] for stage in STAGES)
+    assert cli.main(["quickstart", "--out", "run", "--seed", "1"]) == 2
+    assert "holds a run with seed 0, not 1" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.slow
