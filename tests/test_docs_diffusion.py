@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import shlex
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from diffusers import DiffusionPipeline
+from pages import blocks, commands
 from tiny_diffusion import SIDE, picture
 from tiny_pipelines import tiny
 
 from mmalign import cli
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("diffusion", "flow-models", "video")
 MODELS = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "stable_diffusion",
@@ -32,17 +31,7 @@ QUICK = {
 SMALL = {"--resolution": str(SIDE), "--height": str(SIDE), "--width": str(SIDE), "--frames": "5"}
 
 
-def blocks(page: str, language: str) -> list[str]:
-    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-
-
-def commands() -> list[str]:
-    shell = "\n".join(block for page in PAGES for block in blocks(page, "sh"))
-    return [line for line in shell.replace("\\\n", " ").splitlines() if line.strip()]
-
-
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", commands(PAGES))
 def test_options_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     program, command, *words = shlex.split(line)
     assert program == "mmalign"
@@ -97,7 +86,7 @@ def words_of(line: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", commands(PAGES))
 def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(cli.DEBUG, raising=False)
@@ -118,7 +107,7 @@ def test_plain_diffusers_reads_the_result_as_the_page_says(
     data_of_the_page()
     name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     tiny("stable_diffusion").save_pretrained(name)
-    (line,) = (each for each in commands() if each.endswith("--out runs/sd15"))
+    (line,) = (each for each in commands(PAGES) if each.endswith("--out runs/sd15"))
     words = [name if word == MODELS[name] else word for word in words_of(line)]
     assert cli.main(words) == 0
     (code,) = blocks("diffusion", "python")
