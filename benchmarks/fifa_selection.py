@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mmalign.data_builders import neighbours
-from mmalign.data_builders.fifa import Table, Weights, select
+from mmalign.data_builders.importance import Table, Weights, select
 from mmalign.playground.speed import matmul_rate
 
 

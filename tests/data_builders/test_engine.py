@@ -178,42 +178,57 @@ def test_a_torn_tar_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
 
 
 SCRIPT = """
+import functools
 import sys
 from pathlib import Path
-from data_builders.test_engine import louder
-from mmalign.data_builders.engine import build
+from mmalign.data_builders import corrupt, engine
 from mmalign.data_builders.records import read_records
+# many small shards, so that kills hit every kind of moment
+engine.StoreWriter = functools.partial(engine.StoreWriter, shard_rows=60)
 if __name__ == "__main__":
-    build(louder, read_records(sys.argv[1]), Path(sys.argv[2]), workers=2, show=False)
+    source, out, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    engine.build(corrupt.build, read_records(source), out, workers=workers, show=False)
 """
+KILLS = int(os.environ.get("MMALIGN_KILLS", "5"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 def test_killed_builds_with_workers_end_with_the_same_bytes(tmp_path: Path) -> None:
-    source = table(tmp_path, [f"caption {i} " + "x" * 50 for i in range(25_000)])
-    build(louder, read_records(source), tmp_path / "whole", show=False)
+    rows = []
+    for number in range(600):
+        (tmp_path / f"{number % 7}.png").write_bytes(png(("red", "green", "blue")[number % 3]))
+        caption = f"Photo {number}: two red cars to the left of a dog."
+        image = f"{number % 7}.png" if number % 50 else "missing.png"
+        rows.append(json.dumps({"image": image, "caption": caption if number % 31 else ""}))
+    source = tmp_path / "photos.jsonl"
+    source.write_text("\n".join(rows))
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
-    def command(out: str) -> list[str]:
-        return [sys.executable, str(script), str(source), str(tmp_path / out)]
+    def command(out: str, workers: int) -> list[str]:
+        return [sys.executable, str(script), str(source), str(tmp_path / out), str(workers)]
 
+    subprocess.run(command("whole", 0), check=True)
+    expected = files(tmp_path / "whole")
+    refused = expected["quarantine.jsonl"].splitlines()
+    assert len(refused) == 12 + 20 - 1  # 0 is missing and empty at once
     start = time.monotonic()
-    subprocess.run(command("workers"), env=settings, check=True)
+    subprocess.run(command("workers", 2), check=True)
     seconds = time.monotonic() - start
-    assert files(tmp_path / "workers") == files(tmp_path / "whole")
+    assert files(tmp_path / "workers") == expected
 
     draws = random.Random(0)
     killed = 0
-    for trial in range(5):
+    for trial in range(KILLS):
         out = f"killed-{trial}"
-        process = subprocess.Popen(command(out), env=settings)
-        time.sleep(draws.uniform(0.2, 0.9) * seconds)
+        process = subprocess.Popen(command(out, 2))
+        time.sleep(draws.uniform(0.3, 1.0) * seconds)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             killed += 1
         process.wait()
-        subprocess.run(command(out), env=settings, check=True)
-        assert files(tmp_path / out) == files(tmp_path / "whole")
-    assert killed >= 3
+        subprocess.run(command(out, 2), check=True)
+        assert files(tmp_path / out) == expected, f"trial {trial}"
+    print(f"{killed} of {KILLS} builds were killed in time")
+    assert killed >= KILLS // 2
