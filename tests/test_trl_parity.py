@@ -22,6 +22,7 @@ from tiny_models import CHATML, save_model
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from mmalign.adapters.protocol import Adapter
 from mmalign.adapters.text import TextAdapter, load_text
 from mmalign.objectives import objective
 from mmalign.records import PLAIN, Message, Preference, Sample, Text, pair
@@ -160,14 +161,14 @@ def gradients_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         handle.remove()
 
 
-def our_step(adapter: TextAdapter, data: list[Preference], spec: str, out: Path) -> Found:
+def our_step(adapter: Adapter, data: list[Preference], spec: str, out: Path) -> Found:
     with gradients_of(adapter.policy) as gradients:
         our_loop(adapter, data, spec, out, steps=1, max_grad_norm=0.0)
     return Found(JsonLines(out / "metrics.jsonl").rows()[0]["loss"], gradients)
 
 
 def our_loop(
-    adapter: TextAdapter, data: list[Preference], spec: str, out: Path, **options: Any
+    adapter: Adapter, data: list[Preference], spec: str, out: Path, **options: Any
 ) -> None:
     """Every step sees all the data."""
     constant: dict[str, Any] = {"schedule": "constant", "warmup": 0.0, **options}
@@ -177,12 +178,15 @@ def our_loop(
 
 def trl_trainer(
     folder: Path,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]] | Dataset,
     start: nn.Module,
     out: Path,
+    *,
+    targets: str = "all-linear",
     **options: Any,
 ) -> Any:
-    """TRL's trainer with the LoRA weights of `start`. Every step sees all rows."""
+    """TRL's trainer with the LoRA weights of `start`, on the layers called `targets`. Every step
+    sees all rows."""
     settings = {
         "per_device_train_batch_size": len(rows),
         "max_steps": 1,
@@ -201,12 +205,12 @@ def trl_trainer(
     trainer = trl.DPOTrainer(
         model=str(folder),
         args=trl.DPOConfig(str(out), **settings),
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows)),
         peft_config=LoraConfig(
             r=LORA["r"],
             lora_alpha=LORA["alpha"],
             lora_dropout=LORA["dropout"],
-            target_modules="all-linear",
+            target_modules=targets,
             task_type="CAUSAL_LM",
         ),
     )
