@@ -86,6 +86,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.corrupt:command",
         "Plant faults into true answers, and show images they are not about.",
     ),
+    "critical-tokens": (
+        "mmalign.data_builders.critical_tokens:command",
+        "Weigh the tokens that made rejected answers wrong, by contrast of two models.",
+    ),
     "edit-pairs": (
         "mmalign.data_builders.edit_pairs:command",
         "Let an expert change a few words of a text, for the worse or for the better.",
