@@ -70,7 +70,7 @@ class AnswerOptions:
             figures at one length only.
         temperature: 0 takes the likeliest token each time.
         batch_size: Questions that are answered together.
-        limit: Ask so many questions only.
+        limit: Ask so many questions only, taken from all over the suite.
         resume: Go on with the answers in the output folder; otherwise ask anew.
         seed: Of what is drawn at random.
     """

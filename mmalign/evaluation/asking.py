@@ -63,7 +63,7 @@ def ask_all(
     Raises UserError for questions that share an id, when none could be answered, and when the
     answers in `out` are another model's.
     """
-    questions = questions[: options.limit]
+    questions = spread(questions, options.limit)
     counts = Counter(question.id for question in questions)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise UserError(f"{len(twice)} ids stand for several questions, as {twice[0]!r} does")
@@ -99,6 +99,13 @@ def ask_all(
             f"none of the {len(refused)} questions was answered; of {name!r} because {reason}"
         )
     return Asked(kept, answers, refused)
+
+
+def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """At most `limit` of the questions, from all over them: files mostly come sorted by kind."""
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    return [questions[place * len(questions) // limit] for place in range(limit)]
 
 
 def ask(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from mmalign.evaluation.hallucination.amber import (
@@ -55,6 +57,36 @@ def test_similar_words_are_accepted_and_may_count_as_expected_too() -> None:
 
     found = describe("a tree", SHOWN, WORDS, alike)
     assert (found.unsafe, found.covered, found.expected) == ((), 1, 1)
+
+
+def test_counts_equal_a_plain_reading_of_the_definition() -> None:
+    """Random descriptions over random vocabularies, words compared by equality."""
+    draw = random.Random(0)
+    letters = "bcdfghjklm"  # no plurals
+    for _ in range(50):
+        related = {w: draw.sample(letters, 2) for w in draw.sample(letters, 6)}
+        objects = draw.sample(sorted(related), 4)
+        truth, hallu = objects[:2], objects[2:]
+        safe = frozenset(draw.sample(letters, 1))
+        text = draw.choices([*letters, "x", "y"], k=12)
+        vocabulary = {*related, *(w for words in related.values() for w in words)}
+        nouns = [word for word in text if word in vocabulary]
+        tested = [word for word in nouns if word not in safe]
+        family = {name: {name, *related[name]} for name in objects}
+        shown = set.union(*(family[name] for name in truth))
+        found = describe(" ".join(text), Annotation(truth, hallu), Words(related, safe))
+        assert found.nouns == len(nouns)
+        assert len(found.unsafe) == sum(word not in shown for word in tested)
+        # A word of two families counts for one object only, as in the published scorer.
+        most = sum(any(word in family[name] for word in tested) for name in truth)
+        assert found.covered <= most
+        if not family[truth[0]] & family[truth[1]]:
+            assert found.covered == most
+        errors = [word for word in tested if word not in shown]
+        if not family[hallu[0]] & family[hallu[1]]:
+            assert found.expected == sum(
+                any(word in family[name] for word in errors) for name in hallu
+            )
 
 
 def test_an_error_says_where_it_is() -> None:

@@ -11,7 +11,7 @@ from tiny_vision_language import picture
 
 from mmalign.errors import BadSample, UserError
 from mmalign.evaluation.answering import Prompt, weights_mark
-from mmalign.evaluation.asking import Question, about_image, ask
+from mmalign.evaluation.asking import Question, about_image, ask, spread
 from mmalign.evaluation.suite import spoken
 from mmalign.records import Media, Sample, Text, text_of
 
@@ -92,6 +92,11 @@ def test_other_weights_have_another_mark(tmp_path: Path) -> None:
     assert weights_mark(str(tmp_path)) == before
     weights.write_bytes(b"0" * 299_000 + b"1" * 1000)
     assert weights_mark(str(tmp_path)) != before
+
+
+def test_few_questions_come_from_all_over() -> None:
+    assert [question.id for question in spread(QUESTIONS, 2)] == ["0", "2"]
+    assert spread(QUESTIONS, None) == spread(QUESTIONS, 9) == QUESTIONS
 
 
 def test_what_a_model_thinks_is_not_what_it_says() -> None:

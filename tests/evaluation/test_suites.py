@@ -227,6 +227,18 @@ def test_mmhal_with_a_prompt_of_ones_own(capsys: pytest.CaptureFixture[str]) -> 
     assert "no {image_content}" in capsys.readouterr().err
 
 
+def test_mmhal_with_a_judge_that_sees() -> None:
+    questions, said = mmhal(Path(), 1), given({"0": "blue"})
+    with endpoint(lambda body, n: "Rating: 4") as judge:
+        evaluate(
+            "mmhal", "--questions", questions, "--images", "images", "--model", said,
+            "--judge", "m", "--judge-url", judge.url, "--judge-sees",
+        )  # fmt: skip
+    image, text = judge.bodies[0]["messages"][0]["content"]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert "answer: blue" in text["text"]
+
+
 def test_a_judge_that_fails_stops_the_suite_and_keeps_the_rest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -34,7 +34,7 @@ def detection(
 ) -> dict[str, Estimate]:
     """How well the answer `positive` is given where it is true.
 
-    said: what was answered; what is neither yes nor no is wrong and counts as neither.
+    said: what was answered; None, which is neither yes nor no, is wrong; its share is `neither`.
     truth: "yes" or "no". Precision, recall and F1 are about `positive`; an answer that is never
     given has no precision (nan).
     images: which image each question is about. Questions about one image hang together, so that
@@ -51,10 +51,14 @@ def detection(
     def share(above: NDArray[np.float64], below: NDArray[np.float64]) -> Estimate:
         return ratio(np.bincount(groups, weights=above), np.bincount(groups, weights=below))
 
-    return {
+    found = {
         "accuracy": share(right, everything),
         "precision": share(answered * true, answered),
         "recall": share(answered * true, true),
         "f1": share(2 * answered * true, answered + true),
         f"{positive}_ratio": share(answered, everything),
     }
+    if None in said:
+        neither = np.array([answer is None for answer in said], dtype=float)
+        found["neither"] = share(neither, everything)
+    return found

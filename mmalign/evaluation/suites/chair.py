@@ -69,10 +69,13 @@ def chair(
     annotated = read_coco(annotations, objects)
     files = {str(number): images / found.file for number, found in annotated.items()}
     present = {str(number): found.present for number, found in annotated.items()}
-    drawn = read_answers(Path(model.model)) if is_file(model.model) else _drawn(files, answers.seed)
+    if is_file(model.model):
+        chosen = [name for name in read_answers(Path(model.model)) if name in files]
+    else:
+        chosen = _drawn(files, answers.seed)[: answers.limit]
     return evaluate(
         "CHAIR",
-        [Question(name, about_image(files[name], question)) for name in drawn if name in files],
+        [Question(name, about_image(files[name], question)) for name in chosen],
         mentions_against(present, objects),
         model=model,
         answers=answers,
