@@ -16,14 +16,14 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
 from mmalign.data.opening import open_dataset, parse_columns
-from mmalign.data_builders.engine import CHUNK, QUARANTINE, Built, build, build_whole
+from mmalign.data_builders.engine import CHUNK, QUARANTINE, Built, Engine, build, build_whole
 from mmalign.data_builders.records import (
     Asked,
     Inputs,
@@ -41,6 +41,7 @@ CACHE = ".cache"
 deleted when the dataset is finished."""
 FREE = (
     "cache",
+    "engine",
     "judge_at_once",
     "judge_budget",
     "judge_key",
@@ -99,10 +100,12 @@ class Running:
     """How chunks are built; the dataset is the same in any case.
 
     Args:
-        workers: Processes that build; 0 builds in this one.
+        workers: Processes that build; 0 builds in this one, or with all processors of a cluster.
+        engine: local, on this machine; ray, on the cluster that RAY_ADDRESS names.
     """
 
     workers: int = 0
+    engine: Engine = "local"
 
 
 def as_command(
@@ -151,7 +154,7 @@ def as_command(
                 origin={**origin, "inputs": inputs.total},
                 total=inputs.total,
                 chunk=chunk,
-                workers=given["running"].workers if parallel else 0,
+                **(asdict(given["running"]) if parallel else {}),
                 overwrite=output.overwrite,
             )
         save_settings(output.out / SETTINGS, f"build {name}", command, given)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rich.progress import (
     BarColumn,
@@ -63,7 +63,13 @@ class Refused:
 Builder = Callable[[Iterable[Any]], Iterable[Preference | Refused]]
 """Every preference names the ids of the inputs that it is made of in `source.parents`."""
 
-Chunk = list[tuple[int, Any]]  # numbers and inputs; a RecordError for what could not be read
+Chunk = list[tuple[int, Any]]
+"""Numbers and inputs; a RecordError for what could not be read."""
+
+Result = tuple[list[Preference], list[RecordError]]
+"""What is made of a chunk, and what is refused."""
+
+Engine = Literal["local", "ray"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,7 @@ def build(
     total: int | None = None,
     chunk: int = CHUNK,
     workers: int = 0,
+    engine: Engine = "local",
     overwrite: bool = False,
     show: bool = True,
 ) -> Built:
@@ -96,7 +103,7 @@ def build(
     inputs: in the same order each time. origin: JSON that says what is built from what; going on
         with another is an error. total: number of inputs, if known. chunk: inputs that the builder
         is given at once. workers: processes, for which the builder must be picklable; 0 builds in
-        this one.
+        this one. engine: where they are, on this machine or on a Ray cluster.
     Raises DatasetError when every input was refused, UserError when a worker dies.
     """
     if not overwrite and (done := _finished(out, origin)):
@@ -108,7 +115,7 @@ def build(
         read = start
         with _progress(show) as bar:
             task = bar.add_task("building", total=total, completed=start)
-            for numbers, made, bad in _results(builder, _chunks(rest, chunk), workers):
+            for numbers, (made, bad) in _results(builder, _chunks(rest, chunk), workers, engine):
                 read = numbers[-1][0] + 1
                 for error in bad:
                     refused.add(error)
@@ -217,17 +224,24 @@ def _chunks(inputs: Iterable[tuple[int, Any]], size: int) -> Iterator[Chunk]:
         yield chunk
 
 
-Result = tuple[list[Preference], list[RecordError]]
-
-
 def _results(
-    builder: Builder, chunks: Iterator[Chunk], workers: int
-) -> Iterator[tuple[Chunk, list[Preference], list[RecordError]]]:
+    builder: Builder, chunks: Iterator[Chunk], workers: int, engine: Engine
+) -> Iterator[tuple[Chunk, Result]]:
     """What comes of each chunk, in order; with workers, a few chunks ahead."""
-    if workers <= 0:
+    if engine == "ray":
+        from mmalign.data_builders.ray_engine import ray_results
+
+        yield from ray_results(builder, chunks, workers)
+    elif workers > 0:
+        yield from _process_results(builder, chunks, workers)
+    else:
         for chunk in chunks:
-            yield chunk, *run_chunk(builder, chunk)
-        return
+            yield chunk, run_chunk(builder, chunk)
+
+
+def _process_results(
+    builder: Builder, chunks: Iterator[Chunk], workers: int
+) -> Iterator[tuple[Chunk, Result]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     waiting: deque[tuple[Chunk, Future[Result]]] = deque()
@@ -236,9 +250,9 @@ def _results(
             waiting.append((chunk, pool.submit(run_chunk, builder, chunk)))
             if len(waiting) > 2 * workers:
                 chunk, future = waiting.popleft()
-                yield chunk, *future.result()
+                yield chunk, future.result()
         for chunk, future in waiting:
-            yield chunk, *future.result()
+            yield chunk, future.result()
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process died, perhaps for want of memory",
