@@ -27,6 +27,7 @@ from mmalign.pipelines.stages import (
     Measured,
     aligned_and_control,
     comparison,
+    flat,
     hush,
     kept_texts,
 )
@@ -235,21 +236,12 @@ def _report(
         section("With your own model", *NEXT),
         section(
             "How it was done",
-            settings_table(_flat(asdict(recipe) | dict(details))),
+            settings_table(flat(asdict(recipe) | dict(details))),
         ),
     ]
     save_page(out / "report.html", page("mmalign quickstart: vlm", sections, summary=summary))
     console.print(comparison(measured, f"{len(unseen)} unseen scenes, with 95 % intervals"))
     console.print(f"{summary}\nReport: {out / 'report.html'}")
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings within settings, one a line."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = value if isinstance(value, Mapping) else {"": value}
-        flat |= {f"{name}: {key}" if key else name: each for key, each in inner.items()}
-    return flat
 
 
 def _wrong_somewhere(unseen: Sequence[Scene], captions: dict[str, list[str]]) -> list[Case]:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
@@ -103,3 +103,12 @@ def comparison(measured: Mapping[str, Mapping[str, Interval]], title: str) -> Ta
         cells = [measured[stage][metric] for stage in measured]
         table.add_row(metric, *(f"{c.value:.3f} ({c.low:.3f} to {c.high:.3f})" for c in cells))
     return table
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings within settings, one a line."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = value if isinstance(value, Mapping) else {"": value}
+        flat |= {f"{name}: {key}" if key else name: each for key, each in inner.items()}
+    return flat
