@@ -197,6 +197,8 @@ def _known(file: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     head, *rows = lines.rows() or [{}]
     if head:
         before = head.get("asked", {})
+        if before.get("weights") is None:  # the model was not downloaded when it was first asked
+            before = {**before, "weights": asked.get("weights")}
         differ = [
             f"{name} was {before.get(name)!r} and is {value!r}"
             for name, value in asked.items()

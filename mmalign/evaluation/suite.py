@@ -112,9 +112,9 @@ class Shown:
     judged: Mapping[str, Judged]
 
     @property
-    def fault(self) -> float:
-        """That of the last stage."""
-        return list(self.judged.values())[-1].fault
+    def last(self) -> Judged:
+        """That of the last stage, which decides whether it is shown."""
+        return list(self.judged.values())[-1]
 
 
 @dataclass(frozen=True)
@@ -153,8 +153,8 @@ def save_results(
         seed=seed,
         details={"refused": len(results.refused), **results.details},
     )
-    wrong = [shown for shown in results.shown if shown.fault > 0]
-    worst = sorted(wrong, key=lambda shown: -shown.fault)[:show]
+    wrong = [shown for shown in results.shown if shown.last.fault > 0]
+    worst = sorted(wrong, key=lambda shown: -shown.last.fault)[:show]
     stages = {name: found for name, found in measured.items() if name != "difference"}
     notes = [*results.notes, *_refusals(results.refused, results.n)]
     sections = [
@@ -193,7 +193,7 @@ def intervals(measured: Measured) -> dict[str, dict[str, Interval]]:
 def table(title: str, measured: Mapping[str, Mapping[str, Interval]]) -> Table:
     """Metrics by stages, for the terminal."""
     shown = Table(title=f"{title}, with 95 % intervals")
-    shown.add_column("")
+    shown.add_column("", overflow="fold")
     for stage in measured:
         shown.add_column(stage, justify="right")
     for metric in dict.fromkeys(name for found in measured.values() for name in found):
@@ -244,5 +244,4 @@ def _case(shown: Shown) -> Case:
             continue
     asked = "\n".join(text_of(message.parts) for message in shown.question.prompt)
     answers = {stage: judged.answer for stage, judged in shown.judged.items()}
-    note = next(judged.note for judged in shown.judged.values())
-    return Case(asked, answers, pictures, note)
+    return Case(asked, answers, pictures, shown.last.note)

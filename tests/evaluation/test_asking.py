@@ -71,6 +71,16 @@ def test_answers_of_another_model_are_not_taken(tmp_path: Path) -> None:
     assert len(anew.heard) == 5
 
 
+def test_a_model_that_was_not_there_yet_is_the_same_later(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    ask(QUESTIONS, Parrot(), file, asked={**ASKED, "weights": None})
+    ask(QUESTIONS, Parrot(patience=0), file, asked={**ASKED, "weights": "abc"})
+    other = tmp_path / "other.jsonl"
+    ask(QUESTIONS, Parrot(), other, asked={**ASKED, "weights": "abc"})
+    with pytest.raises(UserError, match="weights was 'abc' and is 'def'"):
+        ask(QUESTIONS, Parrot(), other, asked={**ASKED, "weights": "def"})
+
+
 def test_a_bad_question_costs_its_own_answer_only(tmp_path: Path) -> None:
     missing = Media("image", path=str(tmp_path / "none.png"))
     questions = [
