@@ -60,13 +60,13 @@ LABELS = {
     "chosen_logp": "log-probability of chosen captions (nats)",
     "rejected_logp": "log-probability of rejected captions (nats)",
 }
-NEXT = (
-    "Preferences about your own model come from data in any public format, or from a builder:",
-    Markup(
-        '<pre class="card">mmalign align-vlm --model llava-hf/llava-1.5-7b-hf '
-        "--data openbmb/RLHF-V-Dataset\nmmalign align-vlm --help</pre>"
-    ),
-)
+NEXT = """\
+mmalign align-vlm --model llava-hf/llava-1.5-7b-hf --data openbmb/RLHF-V-Dataset --out runs/llava
+mmalign evaluate chair --model llava-hf/llava-1.5-7b-hf --adapter runs/llava/model \\
+    --baseline llava-hf/llava-1.5-7b-hf --images val2014 \\
+    --annotations instances_val2014.json captions_val2014.json
+"""
+BUILD = "mmalign build --help lists what makes preferences from pictures of your own."
 TRAINING = TrainingOptions(steps=40, batch_size=32, learning_rate=5e-4, save_every=20)
 
 
@@ -233,7 +233,7 @@ def _report(
                 data=rates(open_dataset(out / "preferences")),
             )
         ),
-        section("With your own model", *NEXT),
+        section("With a real model", Markup('<pre class="card">{}</pre>').format(NEXT), BUILD),
         section(
             "How it was done",
             settings_table(flat(asdict(recipe) | dict(details))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def test_a_small_run_leaves_everything_and_goes_on_from_the_end(
     assert all(again[stage] == metrics[stage] for stage in STAGES)
     assert cli.main(["quickstart", "--out", "run", "--seed", "1"]) == 2
     assert "holds a run with seed 0, not 1" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_it_says_to_type_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    for line in quickstart_vlm.NEXT.replace("\\\n", " ").splitlines():
+        command, options = re.split(" (?=--)", line, maxsplit=1)
+        assert cli.main([*command.split()[1:], "--help"]) == 0
+        known = capsys.readouterr().out
+        assert all(option in known for option in re.findall(r"--[a-z-]+", options)), line
 
 
 @pytest.mark.slow
