@@ -16,8 +16,7 @@ from random import Random
 from typing import Literal
 
 from mmalign.data.errors import FieldError
-from mmalign.data.placeholders import messages
-from mmalign.data.vision import turns
+from mmalign.data_builders.answered import conversation
 from mmalign.data_builders.canvases import (
     GRIDS,
     Canvas,
@@ -29,7 +28,7 @@ from mmalign.data_builders.canvases import (
 )
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
-from mmalign.data_builders.records import Record
+from mmalign.data_builders.records import QUESTION, Record
 from mmalign.data_builders.weights import drawn, shares
 from mmalign.errors import UserError
 from mmalign.media import png
@@ -53,9 +52,6 @@ KEPT_PIXELS = 2**24
 """How much of decoded images is kept in their own size for their next use."""
 
 LAYOUTS = ("sequence", "grid", "picture-in-picture")
-CONVERSATIONS = ("conversations", "messages")
-"""Columns with a whole conversation about the image."""
-
 TO_THE_MIDDLE = (
     "In the picture in the middle",
     "In the image at the center",
@@ -149,7 +145,7 @@ def build(
     sequence: tuple[str, ...] = ("2=55", "3=16", "4=16", "5=13"),
     grids: tuple[str, ...] = ("2=49", "3=14", "4=14", "6=11", "9=12"),
     per_image: int = 1,
-    question: str = "Describe the image.",
+    question: str = QUESTION,
     cell: int = 448,
     margin: int = 40,
     labels: bool = True,
@@ -209,27 +205,9 @@ def build(
 
 
 def _question(record: Record, default: str) -> tuple[tuple[Message, ...], str]:
-    """A conversation that ends with a question, without images, and the answer, "" if unknown."""
-    if record.image is None:
-        raise FieldError("image", "is missing")
-    name = next((name for name in CONVERSATIONS if record.extra.get(name)), None)
-    if name is None:
-        answer = record.answers[0] if record.answers else record.caption or ""
-        if record.question and not record.answers:
-            answer = ""  # a caption does not answer it
-        return (Message("user", (Text(record.question or default),)),), answer
-    said = [
-        Message(message.role, (Text(text_of(message.parts).strip()),))
-        for message in messages(turns(record.extra[name], name), [record.image], name)
-    ]
-    if said[-1].role == "assistant":
-        *said, last = said
-        answer = text_of(last.parts)
-    else:
-        answer = ""
-    if not said or said[-1].role != "user":
-        raise FieldError(name, "has no question before its last answer")
-    return tuple(said), answer
+    """A conversation that ends with a question, without its image, and the answer."""
+    asked, answer = conversation(record, default)
+    return tuple(Message(m.role, (Text(text_of(m.parts).strip()),)) for m in asked), answer
 
 
 def _possible(

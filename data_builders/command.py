@@ -3,7 +3,8 @@
 A builder is a function whose first parameter is what it reads and whose others can be typed on a
 command line. The type of the first one says how it is given its inputs:
 
-    Iterable[Record], Iterable[Preference], Iterable[Asked]: in chunks, in any number of processes
+    Iterable[Record], Iterable[Preference], Iterable[Asked], Iterable[Answered]: in chunks, in any
+        number of processes
     Sequence[Preference]: the whole dataset at once, for what looks at all of it
     Sequence[Sequence[Preference]]: several datasets at once
 
@@ -23,6 +24,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rich.console import Console
 
 from mmalign.data.opening import open_dataset, parse_columns
+from mmalign.data_builders.answered import Answered, read_answered
 from mmalign.data_builders.engine import CHUNK, QUARANTINE, Built, Engine, build, build_whole
 from mmalign.data_builders.records import (
     Asked,
@@ -58,11 +60,14 @@ SOURCES = {
     Preference: "Folder, file, glob or hub id of a dataset of preferences.",
     Asked: "Text file with a prompt in each line, dataset of prompts (folder, file, glob or hub "
     "id), or images, of which a description is asked.",
+    Answered: "Dataset of preferences (folder, file, glob or hub id), whose chosen answers are "
+    "taken; or images with answers or captions (folder, table, tars).",
 }
 READERS: dict[type, Callable[..., Inputs]] = {
     Record: read_records,
     Preference: read_preferences,
     Asked: read_prompts,
+    Answered: read_answered,
 }
 
 

@@ -78,6 +78,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.attention_filter:command",
         "Reject a model's answers about one image among several that looked at the others.",
     ),
+    "bdhs": (
+        "mmalign.data_builders.bdhs:command",
+        "Prefer good answers to what the model writes when it hardly sees the image.",
+    ),
     "collage": (
         "mmalign.data_builders.collage:command",
         "Ask about one image among several: in a sequence, a grid, or one inside another.",
