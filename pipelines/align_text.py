@@ -10,11 +10,13 @@ from mmalign.pipelines.options import (
     LoraOptions,
     ModelOptions,
     OutputOptions,
+    WatchOptions,
 )
 from mmalign.settings import save_settings
 from mmalign.training.options import ReferenceKind, TrainingOptions
 
 LANGUAGE, LORA = LanguageOptions(), LoraOptions()
+WATCH = WatchOptions()
 OUTPUT = OutputOptions(out=Path("runs/align-text"))
 DEFAULTS = TrainingOptions(learning_rate=5e-5)
 
@@ -28,6 +30,7 @@ def align_text(
     objective: str = "dpo(beta=0.1)",
     reference: ReferenceKind = "auto",
     output: OutputOptions = OUTPUT,
+    watch: WatchOptions = WATCH,
     training: TrainingOptions = DEFAULTS,
 ) -> None:
     """Align a language model to preferences, with LoRA or in full.
@@ -56,6 +59,9 @@ def align_text(
     Output:
         output: See OutputOptions.
 
+    Watch:
+        watch: See WatchOptions.
+
     Training:
         training: See TrainingOptions.
 
@@ -78,5 +84,6 @@ def align_text(
         objective=objective,
         reference=reference,
         output=output,
+        watch=watch,
         training=training,
     )

@@ -11,6 +11,7 @@ from mmalign.pipelines.options import (
     LoraOptions,
     ModelOptions,
     OutputOptions,
+    WatchOptions,
 )
 from mmalign.settings import save_settings
 from mmalign.training.options import ReferenceKind, TrainingOptions
@@ -30,6 +31,7 @@ class VisionOptions:
 
 
 LANGUAGE, VISION, LORA = LanguageOptions(), VisionOptions(), LoraOptions()
+WATCH = WatchOptions()
 OUTPUT = OutputOptions(out=Path("runs/align-vlm"))
 DEFAULTS = TrainingOptions(learning_rate=1e-5)
 
@@ -44,6 +46,7 @@ def align_vlm(
     objective: str = 'dpo(beta=0.1) + nll(reduction="mean")',
     reference: ReferenceKind = "auto",
     output: OutputOptions = OUTPUT,
+    watch: WatchOptions = WATCH,
     training: TrainingOptions = DEFAULTS,
 ) -> None:
     """Align a vision-language model to preferences, for example against hallucination.
@@ -77,6 +80,9 @@ def align_vlm(
     Output:
         output: See OutputOptions.
 
+    Watch:
+        watch: See WatchOptions.
+
     Training:
         training: See TrainingOptions.
 
@@ -100,5 +106,6 @@ def align_vlm(
         objective=objective,
         reference=reference,
         output=output,
+        watch=watch,
         training=training,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from mmalign.adapters.lora import has_lora
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.text import TextAdapter
 from mmalign.adapters.vision_language import VisionLanguageAdapter
+from mmalign.errors import UserError
 from mmalign.evaluation.credit import credit_section
+from mmalign.evaluation.outputs import WatchOutputs
 from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import (
     DataOptions,
@@ -21,6 +24,7 @@ from mmalign.pipelines.options import (
     LoraOptions,
     ModelOptions,
     OutputOptions,
+    WatchOptions,
 )
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
@@ -41,6 +45,7 @@ def align_language_model(
     objective: str,
     reference: ReferenceKind,
     output: OutputOptions,
+    watch: WatchOptions,
     training: TrainingOptions,
     loading: Mapping[str, Any] | None = None,
 ) -> None:
@@ -63,6 +68,7 @@ def align_language_model(
         output.out,
         reference=reference,
         resume=output.resume,
+        callbacks=_watching(policy, evaluation, watch, training.seed),
         settings={
             "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
             **(loading or {}),
@@ -84,16 +90,42 @@ def align_language_model(
         policy.export_merged(output.out / "merged")
 
 
-def _credit(
-    policy: TextAdapter | VisionLanguageAdapter, evaluation: Sequence[Preference]
-) -> list[Markup]:
+Policy = TextAdapter | VisionLanguageAdapter
+
+
+def _credit(policy: Policy, evaluation: Sequence[Preference]) -> list[Markup]:
     """How the tokens of a few held-out responses were raised and lowered, where the model before
     training is at hand."""
     if not has_lora(policy.policy):
         return []
+    return credit_section(policy, partial(_before, policy), evaluation)
 
-    def reference(inputs: Inputs) -> Scored:
-        with policy.reference_mode():
-            return policy.log_probs(policy.policy, inputs)
 
-    return credit_section(policy, reference, evaluation)
+def _watching(
+    policy: Policy, evaluation: Sequence[Preference], watch: WatchOptions, seed: int
+) -> list[WatchOutputs]:
+    """The look at the model's own answers, if it is asked for."""
+    if not watch.watch_every:
+        return []
+    if not has_lora(policy.policy):
+        raise UserError(
+            "the model's answers are compared with those before training, which needs a LoRA",
+            hint="leave --watch-every at 0 where all weights are trained",
+        )
+    if not evaluation:
+        raise UserError(
+            "there are no held-out prompts to answer", hint="give --held-out or --eval-data"
+        )
+    count = min(watch.watch_prompts, len(evaluation))
+    prompts = [evaluation[number].chosen.prompt for number in range(count)]
+    return [
+        WatchOutputs(
+            policy, partial(_before, policy), prompts, watch.watch_every, seed, watch.watch_tokens
+        )
+    ]
+
+
+def _before(policy: Policy, inputs: Inputs) -> Scored:
+    """What the model before training makes of encoded rows."""
+    with policy.reference_mode():
+        return policy.log_probs(policy.policy, inputs)

@@ -97,6 +97,23 @@ class DataOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """What is looked at while a language model trains.
+
+    Args:
+        watch_every: Steps between looks at the model's own answers to held-out prompts: their
+            entropy, divergence from the model before, and length; 0 never. Early signs of
+            over-optimisation show there. Needs a LoRA.
+        watch_prompts: How many prompts.
+        watch_tokens: Tokens of an answer at most.
+    """
+
+    watch_every: int = 0
+    watch_prompts: int = 16
+    watch_tokens: int = 128
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Where everything goes.
 

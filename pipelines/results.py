@@ -34,6 +34,13 @@ CURVES: tuple[tuple[str, ...], ...] = (
     ("learning_rate",),
     ("grad_norm",),
 )
+WATCHED: tuple[tuple[str, ...], ...] = (
+    ("outputs/top10_entropy",),
+    ("outputs/top10_mass",),
+    ("outputs/kl_per_token",),
+    ("outputs/tokens",),
+)
+"""Shown where they were recorded."""
 
 
 def save_alignment(
@@ -124,7 +131,9 @@ def save_model(
 def training_section(out: Path) -> Markup:
     """The curves of a run."""
     rows = JsonLines(out / "metrics.jsonl").rows()
-    return section("Training", curves(rows, CURVES), note="One point per optimiser step.")
+    recorded = {name for row in rows for name in row}
+    names = [*CURVES, *(group for group in WATCHED if recorded.intersection(group))]
+    return section("Training", curves(rows, names), note="One point per optimiser step.")
 
 
 def intervals(found: Mapping[str, Tensor]) -> dict[str, Interval]:

@@ -6,7 +6,7 @@ and length, over the model's own answers to given prompts. Axes: n answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
+from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.evaluation.diagnostics.divergence import kl_tokens
-from mmalign.records import Message
+from mmalign.records import Media, Message
+from mmalign.training.callbacks import AsLeft
 from mmalign.training.seeds import derive
 
 STATS = ("top10_entropy", "top10_mass")
@@ -44,7 +46,7 @@ class Outputs:
 
 def look_at(
     policy: Any,
-    reference: Any,
+    reference: Callable[[Inputs], Scored],
     prompts: Sequence[tuple[Message, ...]],
     *,
     seed: int = 0,
@@ -54,8 +56,8 @@ def look_at(
 ) -> Outputs:
     """Let `policy` answer, and read its distributions and those of `reference` along its answers.
 
-    policy, reference: adapters of token models that read samples alike; the same one twice for a
-    divergence of 0. Figures are at temperature 1, whatever answers were sampled at.
+    policy: an adapter of a token model. reference: what the model before training makes of encoded
+    rows. Figures are at temperature 1, whatever answers were sampled at.
     """
     seeds = [derive(seed, "outputs", number) for number in range(len(prompts))]
     samples = policy.sample(
@@ -63,12 +65,13 @@ def look_at(
         batch_size=batch_size,
     )  # fmt: skip
     parts: list[dict[str, Tensor]] = []
-    with torch.no_grad(), evaluating(policy.policy), evaluating(reference.policy):
+    with torch.no_grad(), evaluating(policy.policy):
         for start in range(0, len(samples), batch_size):
             some = samples[start : start + batch_size]
             inputs = policy.encode(policy.collate(some, [0] * len(some)))
             ours = policy.log_probs(policy.policy, inputs, STATS).tokens
-            theirs = reference.log_probs(reference.policy, inputs).tokens
+            theirs = reference(inputs).tokens
+            assert theirs is not None  # the same kind of model
             mask = ours.mask.double()
             figures = {name: ours.stats[name] for name in STATS}
             figures["kl_per_token"] = kl_tokens(ours.log_probs.double(), theirs.log_probs.double())[
@@ -84,3 +87,28 @@ def look_at(
             part["cut_short"] = (length > max_new_tokens).double()
             parts.append({name: values.cpu() for name, values in part.items()})
     return Outputs(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+
+@dataclass
+class WatchOutputs:
+    """A callback that lets the policy answer every so many steps and logs what `look_at` finds, as
+    outputs/top10_entropy and so on. The report's diagnosis reads them."""
+
+    policy: Any
+    reference: Callable[[Inputs], Scored]
+    prompts: Sequence[tuple[Message, ...]]
+    every: int
+    seed: int = 0
+    max_new_tokens: int = 128
+
+    def __call__(
+        self, step: int, figures: Mapping[str, Any], as_left: AsLeft
+    ) -> Mapping[str, float | Media]:
+        if step % self.every or not self.prompts:
+            return {}
+        with as_left():
+            found = look_at(
+                self.policy, self.reference, self.prompts, seed=self.seed,
+                max_new_tokens=self.max_new_tokens,
+            )  # fmt: skip
+        return {f"outputs/{name}": value for name, value in found.means().items()}

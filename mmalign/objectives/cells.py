@@ -22,18 +22,25 @@ from mmalign.objectives.tokens import weighted
 CELL = re.compile(r"(chosen|rejected|candidate(?P<index>\d+))(@(?P<view>\w+))?")
 
 
-def contrast(loss: Pair, *, better: str = "chosen", worse: str) -> Callable[[Batch], Tensor]:
-    """A pairwise loss of two cells: contrast(dpo(), worse="chosen@crop") is mDPO's second term."""
+def contrast(
+    loss: Pair, *, better: str = "chosen", worse: str, held: bool = False
+) -> Callable[[Batch], Tensor]:
+    """A pairwise loss of two cells: contrast(dpo(), worse="chosen@crop") is mDPO's second term.
+
+    held: no gradient flows through the worse cell, so that the term cannot be won by lowering it.
+    """
 
     def contrasted(batch: Batch) -> Tensor:
         first, second = read(batch, better), read(batch, worse)
+        if held:
+            second = second.detach()
         ahead = torch.ones_like(first.policy)
         return loss(first.with_aux(grade=ahead), second.with_aux(grade=torch.zeros_like(ahead)))
 
     return contrasted
 
 
-def contrast_needs(*, better: str = "chosen", worse: str) -> Needs:
+def contrast_needs(*, better: str = "chosen", worse: str, **_: object) -> Needs:
     return _needs(better, worse)
 
 

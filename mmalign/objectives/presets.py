@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from mmalign.objectives.options import NonNegative, Positive, Range
+from mmalign.objectives.options import Fraction, NonNegative, Positive, Range
 
 
 def cpo(*, beta: Positive = 0.1, nll: NonNegative = 1.0, average: bool = False) -> str:
@@ -56,13 +56,36 @@ def mdpo(*, beta: Positive = 0.1, delta: float = 0.0) -> str:
     return f"dpo(beta={beta}) + {conditional} + {anchor}"
 
 
-def v_dpo(*, beta: Positive = 0.1, strength: float = 1.5, view: str = "grey") -> str:
+def v_dpo(
+    *,
+    beta: Positive = 0.1,
+    strength: float = 1.5,
+    language_bias: NonNegative = 0.0,
+    view: str = "grey",
+) -> str:
     """V-DPO: DPO of a policy that is guided away from what it says without the image.
 
-    view: "grey", an empty picture, or "no_image". arXiv:2411.02712, whose released setting has no
-    gradient (strength 0); between 1, which is DPO, and 2 it has.
+    view: "grey", an empty picture, or "no_image". language_bias: weight of a term that lifts the
+    chosen answer above what it is without the image. arXiv:2411.02712, whose released setting has
+    no gradient (strength 0); between 1, which is DPO, and 2 it has.
     """
-    return f"guided(dpo(beta={beta}), strength={strength}, view={view!r})"
+    guided = f"guided(dpo(beta={beta}), strength={strength}, view={view!r})"
+    if not language_bias:
+        return guided
+    return (
+        f"{guided} + {language_bias}*contrast(dpo(beta={beta}), worse='chosen@{view}', held=True)"
+    )
+
+
+def povid(*, beta: Positive = 0.1, share: Fraction = 0.5) -> str:
+    """POVID's second stage: DPO against a corrupted answer and against what a noisy image makes.
+
+    Candidates: the answer; what the model says token by token where it sees the answer's beginning
+    and a noisy image; the corrupted answer. share: of the former. The authors take the middle one
+    from the policy anew in every step, here it is part of the data. arXiv:2402.11411.
+    """
+    plain = f"contrast(dpo(beta={beta}), worse="
+    return f"{1 - share}*{plain}'rejected') + {share}*{plain}'candidate1')"
 
 
 def da_dpo(*, beta: Positive = 0.1, weight: str = "difficulty") -> str:

@@ -283,6 +283,7 @@ TABLE: dict[str, Entry] = {
     ),
     "mdpo": Entry(S.mdpo, "preset", "dpo + contrast(crop) + chosen_anchor", "2406.11839"),
     "v_dpo": Entry(S.v_dpo, "preset", "guided(dpo)", "2411.02712"),
+    "povid": Entry(S.povid, "preset", "(1 - a) dpo + a dpo(w, noisy)", "2402.11411", width=3),
     "da_dpo": Entry(S.da_dpo, "preset", "dpo at beta times a weight", "2601.00623"),
     "opa_dpo": Entry(
         S.opa_dpo, "preset", "contrasts of answers and images + anchors", "2501.09695", width=4

@@ -659,6 +659,28 @@ def test_opa_dpo() -> None:
     assert expected[0] == pytest.approx(0.5544, abs=1e-4)
 
 
+def test_povid_is_the_mean_of_two_contrasts() -> None:
+    ratios = numbers(2.0, -0.5, -1.0)[None]
+    batch = Batch(log_probs(ratios, torch.zeros_like(ratios)), numbers(2, 1, 0)[None])
+    expected = 0.5 * math.log1p(math.exp(-0.3)) + 0.5 * math.log1p(math.exp(-0.25))
+    same(objective("povid(beta=0.1)").loss(batch), (expected,), within=1e-12)
+
+
+def test_v_dpo_guides_and_lifts_the_answer_above_the_blind_one() -> None:
+    """The policy counts g log pi(y, m) - (g - 1) log pi(y, m0); m0 itself is left alone."""
+    policy = numbers(-4.0, -5.0)[None]
+    blind = numbers(-4.5, -4.8)[None].requires_grad_()
+    reference = numbers(-4.2, -4.9)[None]
+    unseen = log_probs(blind, numbers(-4.6, -4.7)[None])
+    batch = Batch(log_probs(policy, reference), numbers(1, 0)[None], {"grey": unseen})
+    terms = objective("v_dpo(beta=0.1, strength=1.5, language_bias=1.0)").terms(batch)
+    guided = [1.5 * -4.0 - 0.5 * -4.5 + 4.2, 1.5 * -5.0 - 0.5 * -4.8 + 4.9]
+    lifted = (-4.0 + 4.2) - (-4.5 + 4.6)
+    expected = [math.log1p(math.exp(-0.1 * h)) for h in (guided[0] - guided[1], lifted)]
+    same(torch.cat(list(terms.values())), tuple(expected), within=1e-12)
+    assert not torch.stack(list(terms.values())).requires_grad
+
+
 def test_da_dpo_scales_beta_by_difficulty() -> None:
     pair = with_numbers(three_pairs(), difficulty=numbers(0.5, 1.0, 2.0))
     h = numbers(7, -2.25, 1.5) * numbers(0.5, 1.0, 2.0)

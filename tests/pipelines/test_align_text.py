@@ -201,3 +201,20 @@ def test_settings_of_the_run_are_complete(model: Path, data: Path) -> None:
     assert saved["objective"] == "dpo(beta=0.1)"
     assert saved["learning_rate"] == 0.01
     assert saved["lora_rank"] == 4
+
+
+def test_watches_what_the_model_writes(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = ("--watch-every", "2", "--watch-prompts", "2", "--watch-tokens", "6")
+    assert align(model, data, "--steps", "4", "--held-out", "0.3", *watched, "--out", "run") == 0
+    rows = JsonLines(tmp_path / "run" / "metrics.jsonl").rows()
+    seen = {row["step"]: row for row in rows if "outputs/top10_entropy" in row}
+    assert list(seen) == [2, 4]
+    assert 0 < seen[4]["outputs/top10_mass"] < 1
+    assert seen[4]["outputs/kl_per_token"] > 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "outputs/top10_entropy over step" in page
+    assert "Credit by token" in page
+    assert align(model, data, *watched, "--lora-rank", "0", "--out", "other") == 2
+    assert "needs a LoRA" in capsys.readouterr().err

@@ -54,6 +54,7 @@ def overoptimisation(
           --checkpoints runs/a/model runs/b/model runs/c/model runs/d/model runs/e/model
     """
     save_settings(out / "run.yaml", "evaluate overoptimisation", overoptimisation, locals())
+    from mmalign.adapters.protocol import Inputs, Scored
     from mmalign.errors import UserError
     from mmalign.evaluation.diagnosis import diagnose
     from mmalign.evaluation.outputs import Outputs, look_at
@@ -74,6 +75,11 @@ def overoptimisation(
     prompts = [one.chosen.prompt for one in data]
     options: dict[str, Any] = {"kind": kind_of(model, data), "precision": model.precision}
     base = load(model.model, None, **options)
+
+    def before(inputs: Inputs) -> Scored:
+        scored: Scored = base.log_probs(base.policy, inputs)
+        return scored
+
     found: list[Outputs] = []
     for name in ["", *checkpoints]:
         if not name:
@@ -83,7 +89,7 @@ def overoptimisation(
         else:
             policy = load(name, None, **options)
         look = look_at(
-            policy, base, prompts, seed=pairs.seed, max_new_tokens=max_new_tokens,
+            policy, before, prompts, seed=pairs.seed, max_new_tokens=max_new_tokens,
             temperature=temperature,
         )  # fmt: skip
         found.append(look)
