@@ -66,8 +66,14 @@ def pope(folder: Path, settings: list[str]) -> list[Path]:
     image = "COCO_val2014_000000000001.jpg"
     write_images(folder / "val2014", [image])
     rows = [
-        {"question_id": 1, "image": image, "text": "Is there a dog in the image?", "label": "yes"},
-        {"question_id": 2, "image": image, "text": "Is there a car in the image?", "label": "no"},
+        {"question_id": number, "image": image, "image_id": 1, "text": text, "label": label}
+        for number, (text, label) in enumerate(
+            (
+                ("Is there a dog in the image?", "yes"),
+                ("Is there a car in the image?", "no"),
+            ),
+            1,
+        )
     ]
     return [write_lines(folder / f"coco_pope_{setting}.json", rows) for setting in settings]
 
@@ -82,12 +88,13 @@ def amber(folder: Path) -> tuple[Path, Path]:
         {"id": 1006, "image": "AMBER_1.jpg", "query": "Does the dog lie in this image?"},
     ]
     known = [
-        {"id": 1, "type": "generative", "truth": ["dog", "grass"], "hallu": ["car"]},
+        {"id": 1, "type": "generative", "truth": ["dog", "grass"], "hallu": ["car", "television"]},
         {"id": 1005, "type": "discriminative-hallucination", "truth": "no"},
         {"id": 1006, "type": "discriminative-attribute-action", "truth": "yes"},
     ]
     write_json(
-        folder / "data" / "relation.json", {"dog": ["puppy"], "grass": ["lawn"], "car": ["wheel"]}
+        folder / "data" / "relation.json",
+        {"dog": ["puppy"], "grass": ["lawn"], "car": ["wheel"], "television": ["TV", "screen"]},
     )
     (folder / "data" / "safe_words.txt").write_text("orange\nsign")
     return (
@@ -133,11 +140,6 @@ def hallusion_bench(folder: Path) -> Path:
     """HallusionBench.json: a question over a figure, its edited version, and without any."""
     write_images(folder / "hallusion_bench" / "VD" / "illusion", ["0_0.png", "0_1.png"])
     common = {"sample_note": "circle", "question_id": "0", "set_id": "0"}
-    figures = [
-        ("VD", "illusion", "1", "0"),
-        ("VD", "illusion", "2", "1"),
-        ("VS", "chart", "0", "0"),
-    ]
     rows = [
         {
             **common,
@@ -148,8 +150,12 @@ def hallusion_bench(folder: Path) -> Path:
             "question": "Is the left circle larger?",
             "gt_answer_details": f"The left circle is {'not ' * (figure == '0')}larger.",
             "gt_answer": figure,
-            "filename": None if visual == "0" else f"./{category}/{sub}/0_{figure}.png",
+            **({"filename": file} if file else {}),
         }
-        for category, sub, visual, figure in figures
+        for category, sub, visual, figure, file in (
+            ("VD", "illusion", "1", "0", "./hallusion_bench/VD/illusion/0_0.png"),
+            ("VD", "illusion", "1", "1", "./hallusion_bench/VD/illusion/0_1.png"),
+            ("VS", "chart", "0", "0", None),
+        )
     ]
     return write_json(folder / "HallusionBench.json", rows)

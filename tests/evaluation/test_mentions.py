@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,50 @@ def test_another_list_takes_the_place_of_ours(tmp_path: Path) -> None:
     file.write_text("dog, pet\ncat, pet\n")
     with pytest.raises(UserError, match="'pet' is both 'dog' and 'cat'"):
         read_synonyms(file)
+
+
+DOUBLES = ("hot dog", "fire hydrant", "train track", "home plate", "teddy bear", "wine glass")
+POOL = [word for double in DOUBLES for word in double.split()]
+POOL += [
+    "baby",
+    "adult",
+    "bird",
+    "cat",
+    "toilet",
+    "seat",
+    "passenger",
+    "jet",
+    "car",
+    "people",
+    "the",
+]
+
+
+def plainly(text: str, canonical: dict[str, str]) -> list[str]:
+    """The published rules, step by step: two words that name one thing, then the toilet's seat,
+    then the list."""
+    merged = {double: double for double in DOUBLES} | {"toilet seat": "toilet"}
+    merged |= {f"{age} {a}": a for age in ("baby", "adult") for a in ("bird", "cat", "dog", "bear")}
+    merged |= {f"passenger {vehicle}": vehicle for vehicle in ("jet", "train")}
+    words, left = [], text.split()
+    while left:
+        double = " ".join(left[:2])
+        taken = 2 if double in merged else 1
+        words.append(merged.get(double, left[0]))
+        left = left[taken:]
+    if "toilet" in words:
+        words = [word for word in words if word != "seat"]
+    return [canonical[word] for word in words if word in canonical]
+
+
+def test_random_texts_are_read_by_the_published_rules(tmp_path: Path) -> None:
+    lines = ["person, people, baby, adult, passenger", "fire hydrant, hydrant", "airplane, jet"]
+    lines += ["chair, seat", "bird", "cat", "dog", "train", "bear", "toilet", "car"]
+    file = tmp_path / "synonyms.txt"
+    file.write_text("\n".join([*lines, "hot dog", "teddy bear", "wine glass"]))
+    vocabulary = read_synonyms(file)
+    draw = random.Random(0)
+    for _ in range(300):
+        text = " ".join(draw.choices(POOL, k=12))
+        found = [mention.name for mention in mentions(text, vocabulary)]
+        assert found == plainly(text, dict(vocabulary.names)), text

@@ -38,7 +38,8 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Words:
-    """The benchmark's vocabulary: words that go with a word, and words that are never wrong."""
+    """The benchmark's vocabulary, in lower case: words that go with a word, and words that are
+    never wrong."""
 
     related: Mapping[str, Sequence[str]]
     safe: frozenset[str] = frozenset()

@@ -50,16 +50,17 @@ def is_right(row: Mapping[str, Any], found: Verdict) -> bool:
 
 def figures(rows: Sequence[Mapping[str, Any]], right: Sequence[bool]) -> dict[str, Estimate]:
     """aAcc: questions. qAcc: groups of one question over its figures, all right. fAcc: figures, all
-    their questions right. easy, hard: qAcc over figures as they were, and over edited ones.
+    their questions right. easy, hard: qAcc over figure 0, which is as it was or not given at all,
+    and over the others, most of which were edited.
     yes_difference: share of yes among the answers less that among the truths. fp_ratio: wrong
     answers that say yes, of all wrong ones."""
     found = {"aAcc": mean(right), "qAcc": _all_right(rows, right, QUESTION)}
     seen = [not (row["category"] == "VS" and str(row["figure_id"]) == "0") for row in rows]
-    edited = [str(row["visual_input"]) == "2" for row in rows]
+    first = [str(row["figure_id"]) == "0" for row in rows]
     for name, key, chosen in (
         ("fAcc", FIGURE, seen),
-        ("easy", QUESTION, [not each for each in edited]),
-        ("hard", QUESTION, edited),
+        ("easy", QUESTION, first),
+        ("hard", QUESTION, [not each for each in first]),
     ):
         part = [i for i, wanted in enumerate(chosen) if wanted]
         if part:

@@ -122,7 +122,8 @@ def amber_scores(
     judged = []
     for row, text in zip(known, texts, strict=True):
         if row["type"] == "generative":
-            each = describe(text, Annotation(row["truth"], row["hallu"]), words, alike)
+            known_of = Annotation(*([n.lower() for n in row[k]] for k in ("truth", "hallu")))
+            each = describe(text, known_of, words, alike)
             found.append(each)
             note = f"In the image: {', '.join(row['truth'])}."
             judged.append(Judged(Marked(text, each.unsafe), len(each.unsafe), note))
@@ -149,8 +150,8 @@ def _words(relations: Path, safe_words: Path) -> Words:
             raise UserError(
                 f"AMBER's {file} is not there", hint="say where with --relations and --safe-words"
             )
-    safe = frozenset(safe_words.read_text(encoding="utf-8").split())
-    return Words(json.loads(relations.read_text(encoding="utf-8")), safe)
+    related = json.loads(relations.read_text(encoding="utf-8").lower())  # it has a "TV"
+    return Words(related, frozenset(safe_words.read_text(encoding="utf-8").lower().split()))
 
 
 def _vectors(name: str) -> Alike:

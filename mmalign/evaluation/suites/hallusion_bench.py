@@ -113,9 +113,11 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _prompt(row: dict[str, Any], images: Path) -> Prompt:
-    """A question, with its figure if it has one: CATEGORY/SUBCATEGORY/SET_FIGURE.png."""
+    """A question, with its figure if it has one: as the row names it, where that starts in the
+    folder, or CATEGORY/SUBCATEGORY/SET_FIGURE.png."""
     if str(row["visual_input"]) == "0":
         return (Message("user", (Text(row["question"]),)),)
     usual = f"{row['category']}/{row['subcategory']}/{row['set_id']}_{row['figure_id']}.png"
-    name = str(row.get("filename") or usual)
-    return about_image(images / name.removeprefix("./"), row["question"])
+    named = str(row.get("filename") or usual).removeprefix("./")
+    here = next((name for name in (named, usual) if (images / name).exists()), usual)
+    return about_image(images / here, row["question"])
