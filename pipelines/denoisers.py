@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
+from markupsafe import Markup
 
 from mmalign.adapters.diffusion import DiffusionAdapter, load_diffusion
 from mmalign.adapters.diffusion.families import FAMILIES
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
+from mmalign.evaluation.images.timesteps import accuracy_by_time
 from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
 from mmalign.pipelines.preferences import read_preferences
@@ -26,11 +28,16 @@ from mmalign.pipelines.samples import (
     samples_section,
 )
 from mmalign.records import Preference
+from mmalign.reference import AdapterOff
+from mmalign.report.figures import figures
+from mmalign.report.page import section
 from mmalign.training.align import align
 from mmalign.training.callbacks import ErrorGuard
 from mmalign.training.log import console, progress
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
+
+JUDGED = 128  # held-out pairs whose accuracy is looked at by timestep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +116,7 @@ def align_denoiser(
     loading: further arguments of `load_diffusion`. The others are those of the commands.
     """
     _check_kind(model.model, video)
+    adds_lora = bool(lora.lora_rank) or model.adapter is not None
     loss = parse(objective)
     out = output.out
     preferences, evaluation = read_preferences(data, out, seed=training.seed, media=True)
@@ -169,8 +177,11 @@ def align_denoiser(
         objective=loss.spec,
         seed=training.seed,
         library="diffusers",
-        loading=_loading(policy, model.model, fresh is not None or model.adapter is not None),
-        sections=[samples_section(prompts, pictures)] if prompts else [],
+        loading=_loading(policy, model.model, adds_lora),
+        sections=[
+            *([samples_section(prompts, pictures)] if prompts else []),
+            *([_by_time(policy, evaluation[:JUDGED])] if adds_lora and len(evaluation) else []),
+        ],
     )
     if output.merged:
         policy.export_pipeline(out / "merged")
@@ -197,6 +208,16 @@ def _fill_cache(policy: DiffusionAdapter, data: Sequence[Preference]) -> None:
             except BadSample as error:
                 console.print(f"not in the cache: {error}")
             advance()
+
+
+def _by_time(policy: DiffusionAdapter, held_out: Sequence[Preference]) -> Markup:
+    found = accuracy_by_time(policy, held_out, AdapterOff(policy))
+    return section(
+        "At which timesteps",
+        figures({"after": found}),
+        note=f"Share of {len(held_out)} held-out pairs that are ordered as preferred, by how much "
+        "noise there is, from 0 (clean) to 1: much decides on layout, little on detail.",
+    )
 
 
 def _loading(policy: DiffusionAdapter, model: str, lora: bool) -> str:

@@ -78,6 +78,7 @@ def test_leaves_all_that_it_promises(image_model: Path) -> None:
     assert metrics["after"]["chosen_ratio"]["value"] != 0.0
     report = Path("run/report.html").read_text()
     assert report.count("data:image/png;base64,") == 4  # two prompts, before and after
+    assert "time 0.8 to 1" in report
     assert len(list(Path("run/samples").glob("*/*.png"))) == 4
     assert "load_lora_weights" in Path("run/model/README.md").read_text()
     assert (Path("run/merged") / "model_index.json").exists()
