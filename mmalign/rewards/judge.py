@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from mmalign.errors import BadSample, UserError
 from mmalign.files import whole_file
+from mmalign.media import digest, open_image, png
 from mmalign.records import Media, Message, Part
 from mmalign.rewards.endpoint import Endpoint
 
@@ -78,9 +79,10 @@ class Judge:
     """A model that answers questions, each once.
 
     record: file of JSON lines with all questions and answers; None keeps them in memory only.
-    temperature: 0 asks for the likeliest answer. max_tokens: of an answer; one that is longer is an
-        error, unless `cut` allows it. at_once: threads that ask. budget: tokens, read and written,
-        that may be used in all, those of the record left out.
+    temperature: 0 asks for the likeliest answer. max_tokens: of an answer. cut: whether an answer
+        that is cut off there, or empty, counts as it is; otherwise it is an error.
+    at_once: threads that ask. budget: tokens, read and written, that may be used in all, those of
+        the record left out.
     extra: further fields of every request, such as {"seed": 0}.
     """
 
@@ -207,7 +209,7 @@ class Judge:
 def chat(prompt: Prompt) -> list[dict[str, Any]]:
     """A prompt as the endpoint takes it: messages, images as `data:` URIs.
 
-    Raises BadSample for a video.
+    Raises BadSample for a video, and for an image that is not there.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
@@ -231,13 +233,22 @@ def _part(part: Part) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if part.kind != "image":
         raise BadSample("a judge takes texts and images, and no videos")
-    data = base64.b64encode(part.content).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:{_mime(part.content)};base64,{data}"}}
+    digest(part)  # raises BadSample for a file that is not there
+    content = part.content
+    mime = next((kind for head, kind in MIMES.items() if content.startswith(head)), None)
+    if mime is None:  # a format that endpoints do not take
+        mime, content = "image/png", png(open_image(part)).content
+    data = base64.b64encode(content).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:{mime};base64,{data}"}}
 
 
-def _mime(content: bytes) -> str:
-    heads = {b"\x89PNG": "image/png", b"GIF8": "image/gif", b"RIFF": "image/webp"}
-    return next((mime for head, mime in heads.items() if content.startswith(head)), "image/jpeg")
+MIMES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+}
+"""How the files begin that endpoints take."""
 
 
 def _content(answer: Mapping[str, Any], *, cut: bool) -> str:
@@ -249,7 +260,9 @@ def _content(answer: Mapping[str, Any], *, cut: bool) -> str:
         raise BadSample(f"the judge's answer has no text: {str(answer)[:200]}") from error
     if choice.get("finish_reason") == "length" and not cut:
         raise BadSample("the judge's answer is longer than its tokens allow: allow it more")
-    if not isinstance(text, str) or not text.strip():
+    if cut and text is None and choice.get("finish_reason") in ("stop", "length"):
+        text = ""
+    if not isinstance(text, str) or not (text.strip() or cut):
         raise BadSample(f"the judge said nothing ({choice.get('finish_reason')})")
     return re.sub(r"^.*</think>", "", text, flags=re.DOTALL).strip()
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from scripted_endpoint import Script, completion, endpoint
 from tiny_vision_language import picture
 
 from mmalign.errors import BadSample, UserError
-from mmalign.records import Message, Text
+from mmalign.records import Media, Message, Text
 from mmalign.rewards.endpoint import Endpoint
 from mmalign.rewards.judge import Judge, JudgeOptions, json_in
 
@@ -53,6 +55,31 @@ def test_images_are_sent_along_and_recorded_by_their_hash(tmp_path: Path) -> Non
     (row,) = map(json.loads, (tmp_path / "judge.jsonl").read_text().splitlines())
     kept = row["request"]["messages"][0]["content"][0]["image_url"]["url"]
     assert kept == f"sha256:{image.digest}"
+
+
+def test_formats_that_endpoints_do_not_take_are_sent_as_png() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(buffer, "BMP")
+    prompt = (Message("user", (Media("image", data=buffer.getvalue()),)),)
+    with endpoint(lambda body, n: "red") as script:
+        judge(script).ask(prompt)
+    (part,) = script.bodies[0]["messages"][0]["content"]
+    assert part["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
+
+
+def test_an_image_that_is_not_there_costs_its_own_answer() -> None:
+    prompt = (Message("user", (Media("image", path="nowhere.png"),)),)
+    with endpoint(echo) as script:
+        bad, good = judge(script).ask_all([prompt, "Hello?"])
+    assert isinstance(bad, BadSample)
+    assert "nowhere.png does not exist" in str(bad)
+    assert good == "heard: Hello?"
+
+
+def test_a_model_may_say_nothing_where_that_is_allowed() -> None:
+    with endpoint(lambda body, n: {"body": completion([None, "", "half"][n], "length")}) as script:
+        lenient = judge(script, cut=True, at_once=1)
+        assert [lenient.ask(question) for question in "abc"] == ["", "", "half"]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
