@@ -16,8 +16,15 @@ from mmalign.adapters.text import TextAdapter
 from mmalign.adapters.vision_language import VisionLanguageAdapter
 from mmalign.errors import UserError
 from mmalign.evaluation.credit import credit_section
+from mmalign.evaluation.diagnostics.images import (
+    ImageAblation,
+    image_ablation,
+    without_images,
+)
 from mmalign.evaluation.outputs import WatchOutputs
+from mmalign.evaluation.scoring import score_pairs
 from mmalign.objectives import objective as parse
+from mmalign.objectives.scores import pair_batch
 from mmalign.pipelines.options import (
     DataOptions,
     LanguageOptions,
@@ -28,7 +35,7 @@ from mmalign.pipelines.options import (
 )
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.pipelines.results import save_alignment
-from mmalign.records import Preference
+from mmalign.records import Preference, media_of
 from mmalign.training.align import align
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
@@ -85,6 +92,7 @@ def align_language_model(
         objective=loss.spec,
         seed=training.seed,
         sections=_credit(policy, evaluation) if done.main_process else [],
+        images=_blind(policy, evaluation) if done.main_process else None,
     )
     if output.merged and done.main_process:
         policy.export_merged(output.out / "merged")
@@ -99,6 +107,21 @@ def _credit(policy: Policy, evaluation: Sequence[Preference]) -> list[Markup]:
     if not has_lora(policy.policy):
         return []
     return credit_section(policy, partial(_before, policy), evaluation)
+
+
+def _blind(policy: Policy, evaluation: Sequence[Preference]) -> ImageAblation | None:
+    """How many held-out pairs are right with and without their images, where the model before
+    training is at hand and all of them have images."""
+    about = [one for one in evaluation if all(media_of(s.prompt) for s in one.candidates)]
+    if not has_lora(policy.policy) or not about:
+        return None
+    scored = [
+        score_pairs(policy, partial(_before, policy), data)
+        for data in (about, without_images(about))
+    ]
+    if len(scored[0].preferences) != len(scored[1].preferences):
+        return None  # some fit with their images only or without them only
+    return image_ablation(*(pair_batch(each.chosen, each.rejected).candidates for each in scored))
 
 
 def _watching(

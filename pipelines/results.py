@@ -12,6 +12,7 @@ from mmalign.adapters.lora import has_lora
 from mmalign.adapters.protocol import Adapter
 from mmalign.evaluation.diagnosis import diagnose
 from mmalign.evaluation.diagnostics.data import rates
+from mmalign.evaluation.diagnostics.images import ImageAblation
 from mmalign.evaluation.intervals import Interval, bootstrap_mean, wilson
 from mmalign.files import whole_folder
 from mmalign.records import Preference
@@ -57,10 +58,12 @@ def save_alignment(
     library: str | None = None,
     loading: str | None = None,
     sections: Sequence[Markup] = (),
+    images: ImageAblation | None = None,
 ) -> None:
     """Write everything about one alignment under `out`, from the main process.
 
-    trained_on: the preferences, to look for faults in them; None where they were streamed.
+    trained_on: the preferences, to look for faults in them; None where they were streamed. images:
+    accuracy on held-out pairs with and without their images, where it was measured.
     library, loading: see `model_card`. sections: of the report, put before those of every run.
     """
     if not done.main_process:
@@ -68,6 +71,9 @@ def save_alignment(
     stages = {"before": done.before, "after": done.after}
     measured = {stage: intervals(found) for stage, found in stages.items() if found}
     n = len(next(iter(done.before.values()), ()))
+    if images is not None:
+        right = images.right_both + images.only_without
+        measured["after"]["reward_accuracy_without_image"] = wilson(right, images.pairs)
     settings = read_settings(out / "run.yaml")
     save_model(
         out / "model", adapter, base_model=base_model, title=title, data=data,
@@ -78,6 +84,7 @@ def save_alignment(
         JsonLines(out / "metrics.jsonl").rows(),
         spec=objective,
         data=None if trained_on is None else rates(trained_on),
+        images=images,
         held_out=n or None,
     )
     for finding in findings:

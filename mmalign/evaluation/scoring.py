@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from markupsafe import Markup
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
+from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.errors import BadSample, UserError
 from mmalign.evaluation.credit import credit_section
 from mmalign.evaluation.pairs import Modality, PairOptions, ScoredModel
 from mmalign.objectives import LogProbs
-from mmalign.records import Media, Preference
+from mmalign.records import Media, Preference, Sample
 from mmalign.training.log import console, progress
 from mmalign.training.seeds import derive
 
@@ -87,7 +88,10 @@ class Judges:
         self.policy = load(models.model, models.adapter, **options)
         before = models.reference or (models.model if models.adapter else None)
         self.reference = None if before is None else load(before, None, **options)
-        if self.reference and self.reference.fingerprint != self.policy.fingerprint:
+        if self.reference is None:
+            return
+        self.reference.policy.eval()
+        if self.reference.fingerprint != self.policy.fingerprint:
             raise UserError(
                 f"{models.model} and {before} read samples differently (tokenizer, template or "
                 "settings), so that their likelihoods cannot be compared",
@@ -106,43 +110,70 @@ class Judges:
 
     def score(self, data: Sequence[Preference], options: PairOptions) -> Pairs:
         """Raises UserError when no pair can be used."""
-        usable: list[Preference] = []
-        refused: dict[str, str] = {}
-        for number, record in enumerate(data):
-            try:
-                self.policy.size([record.chosen, record.rejected])
-                usable.append(record)
-            except BadSample as error:
-                refused[str(number)] = str(error)
-        if not usable:
-            first, reason = next(iter(refused.items()))
-            raise UserError(f"none of {len(data)} pairs can be used; number {first}: {reason}")
-        rows = torch.zeros(len(usable), 2, 3, dtype=torch.float64)
-        with progress("pairs", total=len(usable)) as advance:
-            for group in _groups(usable, self.policy, options.micro_batch):
-                rows[group] = self._rows([usable[i] for i in group], group, options.seed)
-                for _ in group:
-                    advance()
-        chosen, rejected = (
-            LogProbs(policy=side[:, 0], reference=side[:, 1], length=side[:, 2])
-            for side in rows.unbind(1)
+        judge = self.reference
+        return score_pairs(
+            self.policy,
+            None if judge is None else lambda inputs: judge.log_probs(judge.policy, inputs),
+            data,
+            micro_batch=options.micro_batch,
+            seed=options.seed,
         )
-        return Pairs(usable, chosen, rejected, refused)
 
-    def _rows(self, data: Sequence[Preference], numbers: Sequence[int], seed: int) -> Tensor:
-        """(b 2 3): chosen and rejected; policy, reference and length."""
-        samples = [side for record in data for side in (record.chosen, record.rejected)]
-        seeds = [derive(seed, "pair", number) for number in numbers for _ in range(2)]
-        policy, reference = self.policy, self.reference
-        with torch.no_grad(), evaluating(policy.policy):
-            inputs = policy.encode(policy.collate(samples, seeds))
-            ours = policy.log_probs(policy.policy, inputs)
-            theirs = torch.full_like(ours.log_probs, torch.nan)
-            if reference is not None:
-                with evaluating(reference.policy):
-                    theirs = reference.log_probs(reference.policy, inputs).log_probs
-        columns = [ours.log_probs.cpu(), theirs.cpu(), ours.lengths.cpu()]
-        return torch.stack([column.double() for column in columns], -1).view(-1, 2, 3)
+
+def score_pairs(
+    policy: Any,
+    reference: Callable[[Inputs], Scored] | None,
+    data: Sequence[Preference],
+    *,
+    micro_batch: int = 8192,
+    seed: int = 0,
+) -> Pairs:
+    """Best against worst of each preference, in the order of the data.
+
+    policy: an adapter. reference: what another model makes of encoded rows, if there is one.
+    Raises UserError when no pair can be used.
+    """
+    usable: list[Preference] = []
+    refused: dict[str, str] = {}
+    for number, record in enumerate(data):
+        try:
+            policy.size([record.chosen, record.rejected])
+            usable.append(record)
+        except BadSample as error:
+            refused[str(number)] = str(error)
+    if not usable:
+        first, reason = next(iter(refused.items()))
+        raise UserError(f"none of {len(data)} pairs can be used; number {first}: {reason}")
+    rows = torch.zeros(len(usable), 2, 3, dtype=torch.float64)
+    with progress("pairs", total=len(usable)) as advance:
+        for group in _groups(usable, policy, micro_batch):
+            samples = [s for i in group for s in (usable[i].chosen, usable[i].rejected)]
+            seeds = [derive(seed, "pair", number) for number in group for _ in range(2)]
+            rows[group] = _rows(policy, reference, samples, seeds).view(-1, 2, 3)
+            for _ in group:
+                advance()
+    chosen, rejected = (
+        LogProbs(policy=side[:, 0], reference=side[:, 1], length=side[:, 2])
+        for side in rows.unbind(1)
+    )
+    return Pairs(usable, chosen, rejected, refused)
+
+
+def _rows(
+    policy: Any,
+    reference: Callable[[Inputs], Scored] | None,
+    samples: Sequence[Sample],
+    seeds: Sequence[int],
+) -> Tensor:
+    """(n 3) log-probabilities under policy and reference, and lengths; float64 on the CPU."""
+    with torch.no_grad(), evaluating(policy.policy):
+        inputs = policy.encode(policy.collate(samples, seeds))
+        ours = policy.log_probs(policy.policy, inputs)
+        theirs = torch.full_like(ours.log_probs, torch.nan)
+        if reference is not None:
+            theirs = reference(inputs).log_probs
+    columns = (ours.log_probs, theirs, ours.lengths)
+    return torch.stack([column.cpu().double() for column in columns], -1)
 
 
 def _groups(data: Sequence[Preference], adapter: Any, budget: int) -> Iterator[list[int]]:

@@ -59,6 +59,8 @@ def test_leaves_all_that_it_promises(model: Path, data: Path) -> None:
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["before"]["reward_accuracy"]["value"] == 0.5
     assert metrics["after"]["reward_accuracy"]["value"] > 0.9
+    # Short answers are preferred, which nobody has to look for in an image.
+    assert metrics["after"]["reward_accuracy_without_image"]["value"] > 0.9
     assert "</html>" in Path("run/report.html").read_text()
     assert "library_name: peft" in Path("run/model/README.md").read_text()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mmalign.data.views import view
 from mmalign.objectives.scores import LogProbs
+from mmalign.records import Preference
+from mmalign.training.seeds import derive
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ class ImageAblation:
     def drop(self) -> float:
         """Accuracy that is lost with the image; 0 where images do not matter."""
         return self.with_image - self.without_image
+
+
+def without_images(
+    preferences: Sequence[Preference], name: str = "no_image", *, seed: int = 0
+) -> list[Preference]:
+    """The same preferences under a view that takes their images away."""
+
+    def blind(one: Preference) -> Preference:
+        made = view(name, one, derive(seed, one.id), lambda: one)
+        return replace(one, candidates=made)
+
+    return list(map(blind, preferences))
 
 
 def image_ablation(seen: LogProbs, unseen: LogProbs, *, by: str = "reward") -> ImageAblation:

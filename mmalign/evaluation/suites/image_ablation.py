@@ -11,7 +11,6 @@ from mmalign.errors import UserError
 from mmalign.evaluation.intervals import Interval, mean
 from mmalign.evaluation.pairs import PairOptions, ScoredModel, read_pairs
 from mmalign.evaluation.suite import Results, save_results
-from mmalign.records import Preference
 from mmalign.settings import save_settings
 
 
@@ -44,15 +43,14 @@ def image_ablation(
     save_settings(out / "run.yaml", "evaluate image-ablation", image_ablation, locals())
     import torch
 
-    from mmalign.data.views import view
     from mmalign.evaluation.diagnosis import diagnose
     from mmalign.evaluation.diagnostics.images import image_ablation as compare
+    from mmalign.evaluation.diagnostics.images import without_images
     from mmalign.evaluation.scoring import Judges
     from mmalign.objectives.scores import pair_batch
     from mmalign.report.diagnosis import diagnosis
     from mmalign.report.page import section
     from mmalign.report.tables import table
-    from mmalign.training.seeds import derive
 
     began = time.perf_counter()
     data = read_pairs(pairs)
@@ -60,13 +58,7 @@ def image_ablation(
         raise UserError("images can be taken away from the prompts of vision-language models only")
     judges = Judges(replace(model, modality="vision-language"), data)
     seen = judges.score(data, pairs)
-
-    def blinded(one: Preference) -> Preference:
-        made = view(without, one, derive(pairs.seed, one.id), lambda: one)
-        return replace(one, candidates=made)
-
-    blind = list(map(blinded, seen.preferences))
-    unseen = judges.score(blind, pairs)
+    unseen = judges.score(without_images(seen.preferences, without, seed=pairs.seed), pairs)
     by = "reward" if seen.compared else "likelihood"
     both = [pair_batch(each.chosen, each.rejected).candidates for each in (seen, unseen)]
     counts = compare(*both, by=by)
