@@ -161,6 +161,44 @@ def mistral3() -> Made:
     return pixtral(merged=2)
 
 
+def mllama() -> Made:
+    """The decoder looks at images through cross-attention."""
+    coder = words("<|image|>", extra_special_tokens={"image_token": "<|image|>"})
+    image = coder.convert_tokens_to_ids("<|image|>")
+    config = t.MllamaConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "attention_heads": 4,
+            "vision_output_dim": 64,
+            "image_size": 28,
+            "patch_size": 14,
+            "intermediate_layers_indices": [1],
+            "initializer_range": 0.2,
+        },
+        text_config={
+            **{name: value for name, value in TEXT.items() if name != "attention_dropout"},
+            "vocab_size": image,  # the placeholder lies beyond what the head predicts
+            "num_hidden_layers": 3,
+            "cross_attention_layers": [1],
+            "dropout": 0.1,
+        },
+        image_token_index=image,
+    )
+    processor = t.MllamaProcessor(
+        t.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=4),
+        coder,
+        chat_template=CHAT.replace("IMAGE", "<|image|>"),
+    )
+    model = t.MllamaForConditionalGeneration(config)
+    for name, gate in model.named_parameters():
+        if "gate" in name and gate.numel() == 1:
+            torch.nn.init.constant_(gate, 0.7)  # zero in a new model
+    return model, processor
+
+
 def molmo2() -> Made:
     names = (
         "<|image|>",

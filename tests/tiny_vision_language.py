@@ -19,6 +19,7 @@ from tiny_vision_families import (
     idefics3,
     internvl,
     mistral3,
+    mllama,
     molmo2,
     paligemma,
     paligemma2,
@@ -211,6 +212,7 @@ FAMILIES: Mapping[str, Callable[[], Made]] = {
     "pixtral": pixtral,
     "mistral3": mistral3,
     "molmo2": molmo2,
+    "mllama": mllama,
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -169,6 +170,27 @@ def tabulated(flat: Tensor, figures: Mapping[str, Tensor], inputs: Inputs) -> Sc
     )
     divergence = tokens.stats[DIVERGENCE].sum(-1) if DIVERGENCE in figures else None
     return Scored(tokens.log_probs.sum(-1), mask.sum(-1).float(), tokens, divergence=divergence)
+
+
+def joined(parts: Sequence[Scored], rows: Tensor) -> Scored:
+    """What several calls found out. rows: (n,) where their answers, one after the other, go."""
+    tables = [part.tokens for part in parts if part.tokens is not None]
+    longest, back = max(table.mask.shape[1] for table in tables), rows.argsort()
+
+    def together(columns: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(c, (0, longest - c.shape[1])) for c in columns])[back]
+
+    tokens = TokenScores(
+        together([table.log_probs for table in tables]),
+        together([table.mask for table in tables]),
+        together([table.weights for table in tables]),
+        {name: together([table.stats[name] for table in tables]) for name in tables[0].stats},
+    )
+    return Scored(
+        torch.cat([part.log_probs for part in parts])[back],
+        torch.cat([part.lengths for part in parts])[back],
+        tokens,
+    )
 
 
 def predicting_states(

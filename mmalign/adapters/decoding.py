@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,10 +31,12 @@ class Going:
     seen: Tensor  # (r, length) 1 where the cache holds a token, 0 for padding
     position: Tensor  # (r,) of the token that comes next
     done: Tensor  # (r,) ended, but not dropped yet
+    each: dict[str, Tensor] = field(default_factory=dict)  # (r ...) further arguments of every call
 
     def select(self, places: Tensor) -> None:
         self.rows, self.seen = self.rows[places], self.seen[places]
         self.position, self.done = self.position[places], self.done[places]
+        self.each = {name: rows[places] for name, rows in self.each.items()}
 
 
 Started = tuple[Tensor, DynamicCache, Going]
@@ -79,6 +81,7 @@ def decode(
             input_ids=tokens[:, None],
             attention_mask=going.seen,
             position_ids=going.position[:, None],
+            **going.each,
             **holding(lm, cache),
             use_cache=True,
         ).logits[:, -1]

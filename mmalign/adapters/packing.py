@@ -230,6 +230,8 @@ def expected_windows(config: Any) -> list[int | None]:
 
     Raises PackingError for layers that are neither full nor sliding attention.
     """
+    if getattr(config, "cross_attention_layers", None):
+        raise PackingError("its decoder looks at images through cross-attention")
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
     if types is None:

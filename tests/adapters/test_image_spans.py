@@ -43,17 +43,26 @@ def test_tokens_of_each_image_are_as_many_as_the_processor_counts(
     counts = [
         counted(adapter, open_image(one), 1 + processing.family.crowd) for one in media_of(PROMPT)
     ]
-    ids = torch.tensor(adapter.collator.prompt(PROMPT).ids)
-    places = (ids == processing.image_id).nonzero()[:, 0]
+    places = places_of(adapter, PROMPT, sum(counts))
     assert sum(counts) == len(places)
     for span, own in zip(spans, places.split(counts), strict=True):
         assert torch.isin(span.positions, own).all()
         assert len(span.positions) == len(span.rectangles)
 
 
+def places_of(adapter: VisionLanguageAdapter, prompt: tuple[Message, ...], count: int) -> Tensor:
+    """Of image tokens in the prompt; of columns where images are seen through cross-attention."""
+    if adapter.collator.processing.family.cross_attention:
+        return torch.arange(count)
+    ids = torch.tensor(adapter.collator.prompt(prompt).ids)
+    return (ids == adapter.collator.processing.image_id).nonzero()[:, 0]
+
+
 def counted(adapter: VisionLanguageAdapter, image: Image.Image, times: int) -> int:
     """Tokens of an image, found where the processor is given nothing else."""
     processing = adapter.collator.processing
+    if processing.family.cross_attention:
+        return len(features(adapter, image))
     ids = processing.processor(text=[processing.placeholder * times], images=[[image] * times])
     return int(sum(token == processing.image_id for token in ids["input_ids"][0]) / times)
 
@@ -65,10 +74,10 @@ def test_a_token_stands_for_the_part_that_changes_it(
     """Painting a token's rectangle changes no other token of its view as much."""
     plain = open_image(shown)
     [span] = adapter.spans((Message("user", (shown,)),))
-    ids = torch.tensor(adapter.collator.prompt((Message("user", (shown,)),)).ids)
-    places = (ids == adapter.collator.processing.image_id).nonzero()[:, 0]
+    before = features(adapter, plain)
+    places = places_of(adapter, (Message("user", (shown,)),), len(before))
     own = torch.isin(places, span.positions)  # without separators
-    before = features(adapter, plain)[own]
+    before = before[own]
     for number in range(0, len(span.positions), 1 + len(span.positions) // 12):
         rectangle = span.rectangles[number]
         x0, y0, x1, y1 = (int(edge) for edge in rectangle.round().tolist())
@@ -86,5 +95,6 @@ def features(adapter: VisionLanguageAdapter, image: Image.Image) -> Tensor:
     """(m h) of an image's tokens."""
     prompt = (Message("user", (png(image),)),)
     inputs = adapter.encode({"images": adapter.collator.images([prompt])})
-    [own] = inputs["images"]["features"]["images"]
-    return own["pooled"].reshape(-1, own["pooled"].shape[-1])
+    [own] = inputs["images"]["features"].values()
+    pooled = next(layer for name, layer in own.items() if name.startswith("pooled"))
+    return pooled.reshape(-1, pooled.shape[-1])

@@ -23,6 +23,7 @@ from mmalign.adapters.autoregressive import (
     Abilities,
     causal_lm,
     evaluating,
+    joined,
     moved,
     score,
     vocabulary,
@@ -32,8 +33,8 @@ from mmalign.adapters.fingerprint import fingerprint
 from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.sampling import Progress, SeededDraws, check_request, in_batches
 from mmalign.adapters.saving import write_folder, write_weights
-from mmalign.adapters.vision_language.collate import VisionLanguageCollator
-from mmalign.adapters.vision_language.features import encode_images, given
+from mmalign.adapters.vision_language.collate import Prompt, VisionLanguageCollator
+from mmalign.adapters.vision_language.features import crossed, encode_images, given
 from mmalign.adapters.vision_language.layouts import ImageSpan
 from mmalign.records import Message, Sample, Text
 
@@ -99,11 +100,20 @@ class VisionLanguageAdapter:
         if kept is not None:
             for number, encoded in fresh.items():
                 kept.store(images["names"][number], encoded)
-        images = {"order": images["order"], "features": {**images["cached"], **fresh}}
-        return {**inputs, "images": images}
+        features = {**images["cached"], **fresh}
+
+        def with_features(one: Inputs) -> Inputs:
+            return {**one, "images": {"order": one["images"]["order"], "features": features}}
+
+        if "parts" in inputs:
+            return {**inputs, "parts": [with_features(part) for part in inputs["parts"]]}
+        return with_features(inputs)
 
     def log_probs(self, model: nn.Module, inputs: Inputs, stats: Collection[str] = ()) -> Scored:
         """stats: names out of `token_log_probs.STATS`."""
+        if "parts" in inputs:
+            parts = [self.log_probs(model, part, stats) for part in inputs["parts"]]
+            return joined(parts, inputs["rows"])
         with self.arithmetic(), self.seeing(model, inputs["images"]) as call:
             return score(
                 model, {**inputs, "call": {**inputs["call"], **call}}, self.abilities, stats
@@ -146,6 +156,11 @@ class VisionLanguageAdapter:
         read = [self.collator.prompt(prompt) for prompt in prompts]
 
         def answers(rows: list[int]) -> list[str]:
+            if apart := self._apart(read, rows):
+                said = {
+                    row: one for some in apart for row, one in zip(some, answers(some), strict=True)
+                }
+                return [said[row] for row in rows]
             draws = SeededDraws(
                 [seeds[row] for row in rows],
                 steps=max_new_tokens,
@@ -204,9 +219,21 @@ class VisionLanguageAdapter:
             return
         lm = causal_lm(model)
         features = images.get("features") or encode_images(lm, images)
+        if self.collator.processing.family.cross_attention:
+            yield crossed(features, images["order"])
+            return
         with given(lm, features, images["order"]):
             # Any pixels make the model ask for features.
             yield {"pixel_values": torch.zeros(1, device=lm.device)}
+
+    def _apart(self, read: Sequence[Prompt], rows: Sequence[int]) -> list[list[int]]:
+        """The rows by their number of images, where they cannot be decoded together because of
+        it: see `VisionLanguageCollator.batch`."""
+        alike: dict[int, list[int]] = {}
+        for row in rows:
+            alike.setdefault(len(read[row].images), []).append(row)
+        crossed = self.collator.processing.family.cross_attention
+        return list(alike.values()) if crossed and len(alike) > 1 else []
 
     def _read(self, prompts: Sequence[tuple[Message, ...]]) -> Started:
         """One pass over the distinct prompts, padded on the left, images included."""
@@ -230,7 +257,12 @@ class VisionLanguageAdapter:
         index = index.to(self.device)
         cache.batch_select_indices(index)
         rows = torch.arange(len(prompts), device=self.device)
-        going = Going(rows, seen, after, torch.zeros_like(rows, dtype=torch.bool))
+        each = {}
+        if "cross_attention_mask" in call:  # as the prompt's last token looks at images
+            each = {
+                "cross_attention_mask": call["cross_attention_mask"][:, -1:].to(self.device)[index]
+            }
+        going = Going(rows, seen, after, torch.zeros_like(rows, dtype=torch.bool), each)
         return out.logits[index, -1], cache, going
 
     @property

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
 
 import torch
 from torch import Tensor
@@ -43,12 +43,13 @@ _PIXELS_REMEMBERED = 64
 class Prompt:
     """A prompt as the model reads it. types: what it is told about each token, where the family
     has that. images: what tells its images apart, in order. grids: where positions are
-    multimodal, their sizes in tokens."""
+    multimodal, their sizes in tokens. crossed: as `Processed` has it."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     images: tuple[str, ...]
     grids: tuple[Grid, ...] = ()
+    crossed: Tensor | None = field(default=None, compare=False)
 
 
 class VisionLanguageCollator:
@@ -88,6 +89,9 @@ class VisionLanguageCollator:
 
     def batch(self, tokens: Sequence[Tokens], samples: Sequence[Sample]) -> Inputs:
         """tokens: of the samples, whose prompts hold the images."""
+        counts = [len(one.images) for one in tokens]
+        if self.processing.family.cross_attention and len(set(counts)) > 1:
+            return self._by_count(tokens, samples, counts)
         batch = pack(tokens, packed=self.packed, pad_id=self.words.pad_id)
         groups = group_by_prompt(tokens) if self.packed else [[one] for one in tokens]
         firsts = accumulate([len(group) for group in groups[:-1]], initial=0)
@@ -105,7 +109,26 @@ class VisionLanguageCollator:
             batch["call"][types.name] = _joined(rows, packed=self.packed)[0]
             numbers = [types.blocks(torch.tensor(prompt.types)) for prompt in prompts]
             batch["blocks"] = {"numbers": numbers, "beyond_window": types.beyond_window}
+        if crossed := [prompt.crossed for prompt in prompts if prompt.crossed is not None]:
+            masks = [_watched(own, sum(n)) for own, n in zip(crossed, responses, strict=True)]
+            batch["call"]["cross_attention_mask"] = pad_sequence(masks, batch_first=True)
         return {**batch, "images": self.images(shown)}
+
+    def _by_count(
+        self, tokens: Sequence[Tokens], samples: Sequence[Sample], counts: Sequence[int]
+    ) -> Inputs:
+        """Batches of samples with equally many images, with which one call of a decoder with
+        cross-attention has to do: what a row computes there depends on how many it has room for."""
+        rows = sorted(range(len(tokens)), key=counts.__getitem__)
+        images = self.images([sample.prompt for sample in samples])
+        number = {name: i for i, name in enumerate(images["names"])}
+        parts = []
+        for _, group in groupby(rows, key=counts.__getitem__):
+            places = list(group)
+            part = self.batch([tokens[i] for i in places], [samples[i] for i in places])
+            order = [number[name] for i in places for name in tokens[i].images]
+            parts.append({**part, "images": {**images, "order": order}})
+        return {"parts": parts, "rows": torch.tensor(rows), "images": images}
 
     def images(self, prompts: Sequence[tuple[Message, ...]]) -> Inputs:
         """Pixels of every image once, and which image each place of the prompts shows.
@@ -167,6 +190,7 @@ class VisionLanguageCollator:
         """Where the prompt shows its images, each frame of a video being one, in order."""
         ids = torch.tensor(self.prompt(messages).ids)
         places = (ids == self.processing.image_id).nonzero()[:, 0]
+        crossed = self.processing.family.cross_attention  # its columns are counted apart
         layout, processor = self.processing.family.layout, self.processing.processor
         if layout is None:
             raise UserError(
@@ -179,11 +203,12 @@ class VisionLanguageCollator:
         for name, one in self._places(media):
             size = opened[name.removesuffix(CROWD)].size
             rectangles = layout(processor, size, self._pixels_of(name, one))
-            own = places[begin : begin + len(rectangles)]
+            end = begin + len(rectangles)
+            own = torch.arange(begin, end) if crossed else places[begin:end]
             real = ~rectangles[:, 0].isnan()
             found.append(ImageSpan(own[real], rectangles[real], size))
-            begin += len(rectangles)
-        if begin != len(places):
+            begin = end
+        if begin != len(places) and not crossed:
             raise BadSample(
                 f"{type(processor).__name__} writes {len(places)} image tokens where its settings "
                 f"promise {begin}: its options are not those of its model family"
@@ -203,6 +228,9 @@ class VisionLanguageCollator:
         }
         if types := self.processing.family.types:
             call[types.name] = _left([torch.tensor(prompt.types) for prompt in prompts])
+        if crossed := [prompt.crossed for prompt in prompts if prompt.crossed is not None]:
+            masks = _left([own.permute(1, 2, 0) for own in crossed])
+            call["cross_attention_mask"] = masks.permute(2, 3, 0, 1)
         return call, torch.tensor([after for _, after in positions])
 
     def positions(self, prompt: Prompt) -> tuple[Tensor, int]:
@@ -221,7 +249,7 @@ class VisionLanguageCollator:
         if len(order) == 1:
             self._remember(order[0], found.pixels)
         grids = self._grids(found.pixels) if self.multimodal else ()
-        return Prompt(found.ids, found.types, tuple(order), grids)
+        return Prompt(found.ids, found.types, tuple(order), grids, found.crossed)
 
     def _places(self, media: Sequence[Media]) -> list[tuple[str, Media]]:
         """Names of a prompt's images and frames, and the files that hold them."""
@@ -270,6 +298,11 @@ def _followed(positions: Tensor, after: int, responses: Sequence[int]) -> Tensor
 def _types(prompt: Prompt, responses: Sequence[int], types: TokenTypes) -> Tensor:
     """(1 s) of a prompt and its responses."""
     return torch.tensor([[*prompt.types, *[types.answer] * sum(responses)]])
+
+
+def _watched(crossed: Tensor, behind: int) -> Tensor:
+    """Which tiles a prompt and the tokens behind it look at: those at the end, as the last one."""
+    return torch.cat([crossed, crossed[-1:].expand(behind, -1, -1)])
 
 
 def _joined(rows: Sequence[Tensor], *, packed: bool) -> Tensor:

@@ -33,13 +33,15 @@ class Family:
     """layout: which part of an image each of its tokens stands for. types: see `TokenTypes`; None
     where every token sees what stands before it. together: which images the tower takes in one
     call. crowd: whether an image among several is cut up otherwise than one alone. crops: whether a
-    processor whose settings say that it crops at the centre does so."""
+    processor whose settings say that it crops at the centre does so. cross_attention: whether the
+    decoder looks at images there instead of reading them as tokens."""
 
     layout: Layout | None = None
     types: TokenTypes | None = None
     together: Literal["all", "equal", "one"] = "equal"
     crowd: bool = False
     crops: bool = True
+    cross_attention: bool = False
 
 
 def _runs(types: Tensor) -> Tensor:
@@ -68,6 +70,7 @@ FAMILIES: dict[str, Family] = {
     "LlavaNextProcessor": Family(layouts.llava_next, crops=False),
     "LlavaOnevisionProcessor": Family(layouts.llava_onevision, crowd=True, crops=False),
     "LlavaProcessor": Family(layouts.llava),
+    "MllamaProcessor": Family(layouts.mllama, cross_attention=True),
     "Molmo2Processor": Family(
         layouts.molmo2,
         TokenTypes("mm_token_type_ids", 0, _ones, beyond_window=True),

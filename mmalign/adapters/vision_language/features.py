@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MllamaModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmalign.adapters.autoregressive import backbone_name
@@ -44,17 +44,28 @@ def vision_parts(lm: PreTrainedModel) -> nn.ModuleList:
 def encode_images(lm: PreTrainedModel, images: Inputs) -> Features:
     """One pass of the vision tower for all images that it takes together."""
     inner = backbone(lm)
-    accepted = inspect.signature(inner.get_image_features).parameters
+    by_hand = isinstance(inner, MllamaModel)
+    wanted = inner.vision_model.forward if by_hand else inner.get_image_features
+    accepted = inspect.signature(wanted).parameters
     found: list[Encoded] = []
     for batch, size in zip(images["batches"], images["sizes"], strict=True):
         arguments = {name: value for name, value in batch.items() if name in accepted}
-        out = inner.get_image_features(**arguments, return_dict=True)
+        out = _seen(inner, arguments)
         layers = {"pooled": out.pooler_output}
         for depth, layer in enumerate(getattr(out, "deepstack_features", None) or ()):
             layers[f"deep.{depth}"] = layer
         apart = dict(_apart(name, layer, size) for name, layer in layers.items())
         found += [{name: parts[i] for name, parts in apart.items()} for i in range(size)]
     return dict(zip(images["numbers"], found, strict=True))
+
+
+def _seen(inner: Any, arguments: dict[str, Tensor]) -> Any:
+    """What the tower and what lies behind it make of some images."""
+    if not isinstance(inner, MllamaModel):
+        return inner.get_image_features(**arguments, return_dict=True)
+    out = inner.vision_model(**arguments)
+    out.pooler_output = inner.multi_modal_projector(out.last_hidden_state)
+    return out
 
 
 def _apart(name: str, features: Any, size: int) -> tuple[str, list[Tensor]]:
@@ -69,6 +80,12 @@ class _Output(BaseModelOutputWithPooling):
     """What `get_image_features` returns, over all families."""
 
     deepstack_features: Any = None
+
+
+def crossed(features: Features, order: Sequence[int]) -> dict[str, Tensor]:
+    """The argument by which a decoder with cross-attention is given its images."""
+    shown = torch.cat([features[number]["pooled"] for number in order])
+    return {"cross_attention_states": shown.flatten(0, 2)}  # (images x tiles, patches, h)
 
 
 @contextmanager

@@ -17,6 +17,12 @@ import torch
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.mllama.image_processing_mllama import (
+    get_image_size_fit_to_canvas,
+)
+from transformers.models.mllama.image_processing_mllama import (
+    get_optimal_tiled_canvas as get_mllama_canvas,
+)
 
 Size = tuple[int, int]
 Layout = Callable[[Any, Size, Mapping[str, Tensor]], Tensor]
@@ -24,8 +30,9 @@ Layout = Callable[[Any, Size, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """Where a prompt shows an image. positions: (m,) of its tokens in the prompt, tiles and global
-    view included, separators left out. rectangles: (m 4) x0 y0 x1 y1 of each in pixels of the
+    """Where a prompt shows an image. positions: (m,) of its tokens in the prompt, or among the
+    columns of cross-attention where the decoder looks at images there; tiles and global view
+    included, separators left out. rectangles: (m 4) x0 y0 x1 y1 of each in pixels of the
     original image, whose size is (width, height)."""
 
     positions: Tensor
@@ -163,6 +170,28 @@ def molmo2(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
     ]
     views = ((low, [side, side]), ([rows, columns], fine))
     return torch.cat([_pooled(size, counts, patches, pools) for counts, patches in views])
+
+
+def mllama(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
+    """Columns of cross-attention: for each tile, filled or not, one of its class and its grid. The
+    image lies in the upper left of the canvas that the tiles cover."""
+    settings = processor.image_processor
+    side, most = settings.size["height"], settings.max_image_tiles
+    [[tiles]] = pixels["aspect_ratio_mask"].sum(-1).tolist()
+    shape = {"image_height": size[1], "image_width": size[0], "tile_size": side}
+    high, wide = get_mllama_canvas(**shape, max_image_tiles=most)
+    height, width = get_image_size_fit_to_canvas(**shape, canvas_height=high, canvas_width=wide)
+    canvas = (0.0, 0.0, size[0] * wide / width, size[1] * high / height)
+    boxes = cells((math.ceil(canvas[2]), math.ceil(canvas[3])), high // side, wide // side, canvas)
+    grid = side // MLLAMA_PATCH
+    filled = [
+        torch.cat([separators(1), cells(size, grid, grid, tuple(box))]) for box in boxes.tolist()
+    ]
+    return torch.cat([*filled, separators((most - tiles) * (grid**2 + 1))])
+
+
+MLLAMA_PATCH = 14
+"""Pixels of a patch in all models of the family; its processor does not know."""
 
 
 def _pooled(

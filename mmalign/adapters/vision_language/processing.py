@@ -19,7 +19,14 @@ from mmalign.media import frames, open_image
 from mmalign.records import Media, Part, Text
 
 TEXT_SIDE = frozenset(
-    {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels"}
+    {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "labels",
+        "cross_attention_mask",
+    }
 )
 """What a processor returns about tokens; all else is about images."""
 CROWD = "/crowd"
@@ -34,11 +41,13 @@ Pixels = dict[str, Tensor]
 @dataclass(frozen=True)
 class Processed:
     """ids: (s) with every image's tokens written out. types: (s) what the model is told about each
-    of them, nothing in most families. pixels: of all images, in the processor's layout."""
+    of them, nothing in most families. pixels: of all images, in the processor's layout. crossed:
+    (s i k) which of each image's k tiles a token looks at, where that is by cross-attention."""
 
     ids: tuple[int, ...]
     types: tuple[int, ...]
     pixels: Pixels
+    crossed: Tensor | None = None
 
 
 class Processing:
@@ -82,6 +91,7 @@ class Processing:
             tuple(ids),
             self._types(found),
             {name: value for name, value in found.items() if name not in TEXT_SIDE},
+            found["cross_attention_mask"][0] if "cross_attention_mask" in found else None,
         )
 
     def call(self, text: str, pictures: Sequence[Picture]) -> Any:
