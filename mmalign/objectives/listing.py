@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 # torch is imported by the functions, so that a command line can read their signatures without it.
 
 
-def objectives(name: str | None = None, *, logic: bool = False) -> None:
+def objectives(name: str | None = None, *, logic: bool = False, draw: Path | None = None) -> None:
     """List all objectives, or explain one with its options and defaults.
 
     Raises SpecError when there is no objective of that name.
@@ -19,11 +20,14 @@ def objectives(name: str | None = None, *, logic: bool = False) -> None:
     Args:
         name: The objective to explain.
         logic: Show what losses mean as logic, and how they are ordered, instead.
+        draw: With --logic, also draw their order to this SVG, PNG or PDF file (needs matplotlib);
+            otherwise, draw every loss and its slope over the margin into this folder.
 
     Examples:
         mmalign objectives
         mmalign objectives simpo
-        mmalign objectives --logic
+        mmalign objectives --logic --draw lattice.svg
+        mmalign objectives --draw pictures
     """
     from rich.console import Console
 
@@ -35,6 +39,16 @@ def objectives(name: str | None = None, *, logic: bool = False) -> None:
         from mmalign.objectives.logic.listing import logic_listing
 
         console.print(logic_listing())
+        if draw is not None:
+            from mmalign.objectives.logic.draw import draw as draw_lattice
+
+            draw_lattice(draw)
+            console.print(f"Drawn: {draw}")
+    elif draw is not None:
+        from mmalign.objectives.plots import draw as draw_losses
+
+        draw_losses(draw)
+        console.print(f"Drawn: {', '.join(str(path) for path in sorted(draw.glob('*.svg')))}")
     elif name is None:
         console.print(_table(TABLE))
     elif name in TABLE:
@@ -117,7 +131,7 @@ def markdown() -> str:
     lines += [
         f"![{title}: loss and slope](images/{file}.svg)" for file, (title, _) in PICTURES.items()
     ]
-    lines += ["", trl.section(), "", "## One by one"]
+    lines += ["", LOGIC, "", trl.section(), "", "## One by one"]
     for name, entry in TABLE.items():
         lines += ["", f"### {name}", "", "```", f"{signature(name)}", ""]
         lines += [inspect.getdoc(entry.function) or "", "```"]
@@ -146,6 +160,16 @@ gained h/2 on the reference, the worst lost h/2, everything else stays where the
 responses have 20 tokens."""
 
 
+LOGIC = """## What losses say as logic
+
+![Sixteen losses by strictness](images/loss-lattice.svg)
+
+`mmalign objectives --logic --draw docs/images/loss-lattice.svg` prints and draws it: for sixteen
+reference-free losses, what each one says about which response the policy deems valid, and which
+loss is stricter than which. `logic(loss="cCPO")` trains one of them, `logic(formula="M_l implies
+M_w", given="M_w or M_l")` one of your own. arXiv:2412.17696."""
+
+
 def _table(entries: dict[str, Entry]) -> object:
     from rich import box
     from rich.markup import escape
@@ -163,6 +187,5 @@ def _table(entries: dict[str, Entry]) -> object:
 
 if __name__ == "__main__":
     import sys
-    from pathlib import Path
 
     Path(sys.argv[1]).write_text(markdown(), encoding="utf-8")

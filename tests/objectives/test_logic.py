@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from training.toy import Toy, preferences
 
 from mmalign.objectives import Needs, SpecError, objective
+from mmalign.objectives.listing import objectives
 from mmalign.objectives.logic import (
     Sets,
     Structure,
@@ -34,6 +37,7 @@ from mmalign.objectives.logic.listing import logic_listing
 from mmalign.objectives.logic.losses import RATIOS
 from mmalign.objectives.logic.simplify import disjoint_cubes, meaning, simplified
 from mmalign.objectives.pairwise import contrastive, ln_dpo, odds_ratio
+from mmalign.objectives.plots import PICTURES
 from mmalign.objectives.scores import LogProbs
 from mmalign.training.log import JsonLines
 from mmalign.training.loop import train
@@ -429,6 +433,22 @@ def test_the_picture_names_every_loss_and_is_repeatable(tmp_path):
     text = (tmp_path / "one.svg").read_text()
     assert text == (tmp_path / "two.svg").read_text()
     assert all(f">{name}</text>" in text for name in RATIOS)
+
+
+def test_the_picture_in_the_documentation_is_current(tmp_path):
+    draw(tmp_path / "lattice.svg")
+    words = re.compile(r">([^<>]+)</text>")
+    stored = (Path(__file__).parents[2] / "docs" / "images" / "loss-lattice.svg").read_text()
+    drawn = (tmp_path / "lattice.svg").read_text()
+    assert sorted(words.findall(drawn)) == sorted(words.findall(stored))
+
+
+def test_the_command_draws(tmp_path, capsys):
+    objectives(logic=True, draw=tmp_path / "lattice.svg")
+    objectives(draw=tmp_path / "losses")
+    assert "lattice.svg" in capsys.readouterr().out
+    assert (tmp_path / "lattice.svg").read_text().startswith("<?xml")
+    assert {path.stem for path in (tmp_path / "losses").glob("*.svg")} == set(PICTURES)
 
 
 def test_the_listing_shows_every_loss():
