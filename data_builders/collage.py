@@ -48,7 +48,7 @@ from mmalign.training.seeds import derive
 NEIGHBOURS = 64
 """Inputs that are read together: companions are drawn among these."""
 
-KEPT_PIXELS = 2**24
+KEPT_PIXELS = 2**25
 """How much of decoded images is kept in their own size for their next use."""
 
 LAYOUTS = ("sequence", "grid", "picture-in-picture")
