@@ -24,10 +24,15 @@ class VisionOptions:
     Args:
         train_projector: Train what carries image features into the language model.
         train_vision: Train the vision tower.
+        feature_cache: Folder in which what the frozen tower makes of each image is kept, so that
+            it looks at none of them twice.
+        video_frames: Evenly spaced frames that a video counts as, each of them an image.
     """
 
     train_projector: bool = False
     train_vision: bool = False
+    feature_cache: Path | None = None
+    video_frames: int = 8
 
 
 LANGUAGE, VISION, LORA = LanguageOptions(), VisionOptions(), LoraOptions()

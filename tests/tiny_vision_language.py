@@ -231,3 +231,12 @@ def picture(seed: int, width: int = 80, height: int = 60) -> Media:
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((width, height), Image.Resampling.NEAREST).save(buffer, "PNG")
     return Media("image", data=buffer.getvalue())
+
+
+def video(count: int) -> Media:
+    """An animated PNG of `count` frames, each of another colour."""
+    colours = np.random.default_rng(9).integers(0, 256, (count, 3), dtype=np.uint8)
+    frames = [Image.new("RGB", (70, 50), tuple(int(c) for c in colour)) for colour in colours]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:], duration=100)
+    return Media("video", data=buffer.getvalue())

@@ -14,7 +14,7 @@ import pytest
 import torch
 from contract import assert_same, gradients, log_probs, stirred
 from peft import PeftModel
-from tiny_vision_language import FAMILIES, picture, save_family
+from tiny_vision_language import FAMILIES, picture, save_family, video
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, PaliGemmaProcessor
 
@@ -27,7 +27,7 @@ from mmalign.adapters.vision_language import (
 from mmalign.adapters.vision_language.families import Family
 from mmalign.adapters.vision_language.features import backbone
 from mmalign.errors import BadSample, UserError
-from mmalign.media import open_image
+from mmalign.media import frames, open_image, png
 from mmalign.records import Media, Message, Sample, Text, media_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values")
@@ -344,6 +344,19 @@ def test_a_placeholder_in_the_text_is_refused(adapter: VisionLanguageAdapter) ->
     marker = adapter.collator.processing.placeholder
     with pytest.raises(BadSample, match="stands for an image"):
         adapter.collate([sample("Yes.", ONE, f"{marker} What is it?")], [0])
+
+
+def test_a_video_counts_as_evenly_spaced_frames(folder_of: Callable[[str], Path]) -> None:
+    """Of another number of frames, another one is the second; a short video has all it has."""
+    for wanted, taken in ((3, (0, 2, 4)), (2, (0, 4)), (8, (0, 1, 2, 3, 4))):
+        adapter = load_vision_language(folder_of("llava_onevision"), video_frames=wanted)
+        moving, still = video(5), [png(frame) for frame in frames(video(5), 5)]
+        as_images = [still[number] for number in taken]
+        asked = [sample("A dog.", *shown, "?") for shown in ([moving], as_images, [moving, ONE])]
+        found = log_probs(adapter, asked)
+        assert found[0] == found[1] != found[2]
+        spans = adapter.spans(asked[2].prompt)
+        assert [span.size for span in spans] == [(70, 50)] * len(taken) + [(80, 60)]
 
 
 def test_workers_get_no_model(adapter: VisionLanguageAdapter) -> None:

@@ -29,8 +29,6 @@ from mmalign.adapters.vision_language.processing import (
     CROWD,
     Pixels,
     Processing,
-    count,
-    pictures,
 )
 from mmalign.errors import BadSample, UserError
 from mmalign.records import Media, Message, Sample, media_of
@@ -199,7 +197,7 @@ class VisionLanguageCollator:
             )
         found, begin = [], 0
         media = media_of(messages)
-        opened = pictures(media)
+        opened = self.processing.pictures(media)
         for name, one in self._places(media):
             size = opened[name.removesuffix(CROWD)].size
             rectangles = layout(processor, size, self._pixels_of(name, one))
@@ -240,7 +238,7 @@ class VisionLanguageCollator:
 
     def _process(self, messages: tuple[Message, ...]) -> Prompt:
         media = media_of(messages)
-        opened = pictures(media)
+        opened = self.processing.pictures(media)
         order = self.processing.names(media)
         text = render_prompt(self.words.tokenizer, messages, self.words.contents)
         found = self.processing.prompt(text, [opened[name.removesuffix(CROWD)] for name in order])
@@ -253,7 +251,7 @@ class VisionLanguageCollator:
 
     def _places(self, media: Sequence[Media]) -> list[tuple[str, Media]]:
         """Names of a prompt's images and frames, and the files that hold them."""
-        files = [one for one in media for _ in range(count(one))]
+        files = [one for one in media for _ in range(self.processing.count(one))]
         return list(zip(self.processing.names(media), files, strict=True))
 
     def _grids(self, pixels: Pixels) -> tuple[Grid, ...]:
@@ -267,7 +265,7 @@ class VisionLanguageCollator:
     def _pixels_of(self, name: str, media: Media) -> Pixels:
         if name not in self._pixels:
             crowd = name.endswith(CROWD)
-            for frame, picture in pictures([media]).items():
+            for frame, picture in self.processing.pictures([media]).items():
                 pixels = self.processing.image(picture, crowd=crowd)
                 self._remember(frame + CROWD * crowd, pixels)
         self._pixels.move_to_end(name)

@@ -43,6 +43,7 @@ def load_vision_language(
     train_projector: bool = False,
     train_vision: bool = False,
     feature_cache: str | Path | None = None,
+    video_frames: int = 8,
     trained: bool = True,
 ) -> VisionLanguageAdapter:
     """Load an image-text-to-text model with its processor.
@@ -57,6 +58,7 @@ def load_vision_language(
     trained: a model that only answers is held in `precision`, whereas weights that are trained are
         float32.
     feature_cache: folder in which what a frozen tower makes of each image is kept.
+    video_frames: evenly spaced frames that a video counts as, each of them an image.
     Raises UserError for what cannot be found or loaded, and for options that make no sense.
     """
     if adapter is not None and lora is not None:
@@ -66,6 +68,8 @@ def load_vision_language(
         )
     if precision not in PRECISIONS:
         raise UserError(f"precision is {precision!r}", hint=f"there are {sorted(PRECISIONS)}")
+    if video_frames < 1:
+        raise UserError("video_frames must be 1 at least", hint="8 is the default")
     dtype = PRECISIONS[precision]
     frozen = adapter is not None or lora is not None or not trained
     held = dtype if frozen else torch.float32
@@ -94,7 +98,7 @@ def load_vision_language(
     abilities = examine(lm)
     family = FAMILIES.get(type(processor).__name__, Family(together="one"))
     collator = VisionLanguageCollator(
-        Processing(processor, family, lm.config.image_token_id),
+        Processing(processor, family, lm.config.image_token_id, video_frames=video_frames),
         max_length=max_length,
         truncate=truncate,
         packed=abilities.packed,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmalign.adapters.vision_language.families import Family
 from mmalign.errors import BadSample
-from mmalign.media import frames, open_image
+from mmalign.media import extent, frames, open_image
 from mmalign.records import Media, Part, Text
 
 TEXT_SIDE = frozenset(
@@ -31,8 +31,6 @@ TEXT_SIDE = frozenset(
 """What a processor returns about tokens; all else is about images."""
 CROWD = "/crowd"
 """Ends the name of an image that is among several in its prompt, where that makes a difference."""
-VIDEO_FRAMES = 8
-
 Picture = Image.Image
 Pixels = dict[str, Tensor]
 """What the vision tower is given for one image, by the names of the model's arguments."""
@@ -54,15 +52,20 @@ class Processing:
     """Prompts and images as the model reads them. Travels to data workers.
 
     image_id: of the tokens that images become. placeholder: what stands for an image in a text.
-    image_ids: all tokens that no answer may hold.
+    image_ids: all tokens that no answer may hold. video_frames: that a video counts as, or all
+    that it has.
     """
 
-    def __init__(self, processor: Any, family: Family, image_id: int) -> None:
+    def __init__(
+        self, processor: Any, family: Family, image_id: int, *, video_frames: int = 8
+    ) -> None:
         self.processor = processor
         self.family = family
         self.image_id = image_id
         self.placeholder = str(processor.image_token)
         self.image_ids = frozenset({image_id} | image_token_ids(processor))
+        self.video_frames = video_frames
+        self._frames: dict[str, int] = {}  # of videos, by digest
 
     def chat_parts(self, parts: Sequence[Part]) -> list[dict[str, str]]:
         """As chat templates of processors expect them."""
@@ -72,14 +75,14 @@ class Processing:
             for item in (
                 [{"type": "text", "text": self._said(part)}]
                 if isinstance(part, Text)
-                else [{"type": "image"}] * count(part)
+                else [{"type": "image"}] * self.count(part)
             )
         ]
 
     def plain_parts(self, parts: Sequence[Part]) -> str:
         """As a prompt that is used verbatim has them."""
         return "".join(
-            self._said(part) if isinstance(part, Text) else self.placeholder * count(part)
+            self._said(part) if isinstance(part, Text) else self.placeholder * self.count(part)
             for part in parts
         )
 
@@ -114,10 +117,36 @@ class Processing:
         return {name: value[:1] for name, value in pixels.items()} if crowd else pixels
 
     def names(self, media: Sequence[Media]) -> list[str]:
-        """What tells a prompt's images and frames apart, in order, without opening them."""
-        found = [name for one in media for name in names(one)]
+        """What tells a prompt's images and frames apart, in order, without decoding them."""
+        found = [name for one in media for name in self._named(one)]
         crowd = self.family.crowd and len(found) > 1
         return [name + CROWD for name in found] if crowd else found
+
+    def count(self, media: Media) -> int:
+        """Images that media count as. Raises BadSample for a video that cannot be read."""
+        if media.kind == "image":
+            return 1
+        if media.digest not in self._frames:
+            self._frames[media.digest] = min(self.video_frames, extent(media).frames)
+        return self._frames[media.digest]
+
+    def pictures(self, media: Sequence[Media]) -> dict[str, Picture]:
+        """Every image and frame once, by name. Raises BadSample."""
+        found: dict[str, Picture] = {}
+        for one in media:
+            names = self._named(one)
+            if one.kind == "image":
+                found.setdefault(names[0], open_image(one))
+            elif names[0] not in found:
+                taken = frames(one, len(names), choice="uniform")
+                found |= dict(zip(names, taken, strict=True))
+        return found
+
+    def _named(self, media: Media) -> list[str]:
+        if media.kind == "image":
+            return [media.digest]
+        count = self.count(media)
+        return [f"{media.digest}/{number}/{count}" for number in range(count)]
 
     def together(self, name: str, pixels: Pixels) -> object:
         """Equal for images that the tower can be given together."""
@@ -161,26 +190,3 @@ def image_token_ids(processor: Any) -> set[int]:
     ids = {tokenizer.convert_tokens_to_ids(text) for text in texts if isinstance(text, str)}
     ids |= set(getattr(processor, "image_token_ids", ()))
     return {i for i in ids if isinstance(i, int) and i != tokenizer.unk_token_id}
-
-
-def count(media: Media) -> int:
-    """Images that media count as."""
-    return 1 if media.kind == "image" else VIDEO_FRAMES
-
-
-def pictures(media: Sequence[Media]) -> dict[str, Picture]:
-    """Every image and frame once, by what tells it apart. Raises BadSample."""
-    found: dict[str, Picture] = {}
-    for one in media:
-        if one.kind == "image":
-            found.setdefault(one.digest, open_image(one))
-        elif f"{one.digest}/0" not in found:
-            found |= dict(zip(names(one), frames(one, VIDEO_FRAMES, choice="uniform"), strict=True))
-    return found
-
-
-def names(media: Media) -> list[str]:
-    """What tells images and frames apart, without opening them."""
-    if media.kind == "image":
-        return [media.digest]
-    return [f"{media.digest}/{number}" for number in range(VIDEO_FRAMES)]
