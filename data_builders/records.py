@@ -153,11 +153,11 @@ def read_prompts(
     """
     path = Path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in path.read_bytes().splitlines() if line.strip()]
         if not lines:
             raise DatasetError(f"{path} holds no prompts")
-        asked = (Asked((Message(PLAIN, (Text(line),)),)) for line in lines)
-        return Inputs(enumerate(asked), len(lines))
+        found = (_line(line, str(path), number) for number, line in enumerate(lines))
+        return Inputs(enumerate(found), len(lines))
     if any(p.suffix.lower() in (*IMAGES, ".tar") for p in _paths(source)):
         records = read_records(source, split=split, columns=columns)
         return Inputs(((n, _asked(record)) for n, record in records), records.total)
@@ -169,6 +169,13 @@ def read_prompts(
         ),
         len(prompts),
     )
+
+
+def _line(line: bytes, where: str, number: int) -> Asked | RecordError:
+    try:
+        return Asked((Message(PLAIN, (Text(line.decode("utf-8-sig")),)),))
+    except UnicodeDecodeError as error:
+        return RecordError(where, number, "prompt", f"the line is not UTF-8: {error}")
 
 
 def _asked(record: Record | RecordError) -> Asked | RecordError:

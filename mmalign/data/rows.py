@@ -239,10 +239,11 @@ class MemoryRows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Row:
-        return dict(self.rows[index])
+        row = self.rows[index]
+        return row if isinstance(row, BrokenRow) else dict(row)
 
     def __iter__(self) -> Iterator[Row]:
-        return (dict(row) for row in self.rows)
+        return (self[index] for index in range(len(self.rows)))
 
     def column(self, name: str) -> Iterator[Any]:
         return (row.get(name) for row in self.rows)
@@ -294,7 +295,7 @@ def json_rows(files: Sequence[Path], root: Path | None) -> Rows:
     for file in files:
         try:
             found = json.loads(file.read_bytes())
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DatasetError(f"{file} is not valid JSON: {error}") from error
         if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
             raise DatasetError(f"{file} is not an array of objects, one per record")
@@ -307,15 +308,25 @@ def csv_rows(files: Sequence[Path], root: Path | None) -> Rows:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     rows: list[Row] = []
     for file in files:
-        with file.open(newline="", encoding="utf-8-sig") as opened:
-            for number, row in enumerate(csv.DictReader(opened), 1):
-                if None in row or None in row.values():
-                    raise DatasetError(
-                        f"{file}, record {number}: the number of values is not that of the header",
-                        hint="texts with commas or line breaks have to be quoted.",
-                    )
-                rows.append(dict(row))
+        # Bytes that are no UTF-8 become halves of surrogate pairs, which a field's reader refuses.
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+            try:
+                rows += map(_csv_row, csv.DictReader(opened))
+            except csv.Error as error:
+                raise DatasetError(f"{file} cannot be read as CSV: {error}") from error
+    broken = [row for row in rows if isinstance(row, BrokenRow)]
+    if broken and len(broken) == len(rows):
+        raise DatasetError(f"{files[0]}, record 1: {broken[0].reason}")
     return MemoryRows(rows, root)
+
+
+def _csv_row(row: dict[str | None, Any]) -> Row:
+    if None in row or None in row.values():
+        return BrokenRow(
+            "the number of values is not that of the header: texts with commas or line breaks have"
+            " to be quoted"
+        )
+    return {str(name): value for name, value in row.items()}
 
 
 def plain_rows(table: pa.Table) -> list[Row]:
@@ -352,7 +363,7 @@ def _footer(file: Path) -> pa.Schema:
 def _json_row(line: bytes) -> Row:
     try:
         row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         return BrokenRow(f"the line is not valid JSON: {error}")
     if not isinstance(row, dict):
         return BrokenRow(f"the line holds a {type(row).__name__}, not an object")
