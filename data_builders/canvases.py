@@ -43,6 +43,8 @@ def fitted(picture: Picture, width: int, height: int) -> Picture:
     """
     scale = min(width / picture.width, height / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    if size == picture.size:
+        return picture
     how = Image.Resampling.HAMMING if scale < 1 else Image.Resampling.LANCZOS
     return picture.resize(size, how, reducing_gap=1.5)
 

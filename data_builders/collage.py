@@ -30,8 +30,8 @@ from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
 from mmalign.data_builders.records import QUESTION, Record
 from mmalign.data_builders.weights import drawn, shares
-from mmalign.errors import UserError
-from mmalign.media import png
+from mmalign.errors import BadSample, UserError
+from mmalign.media import extent, png
 from mmalign.records import (
     Media,
     Message,
@@ -129,9 +129,20 @@ class Album:
     def small(self, digest: str) -> Picture:
         """As it fits into a cell. Raises FieldError as well."""
         if digest not in self._small:
-            found = self._recent.get(digest) or self.records[digest].pixels(least=self._cell)
-            self._small[digest] = fitted(found, self._cell, self._cell)
+            self._small[digest] = fitted(self._enough(digest), self._cell, self._cell)
         return self._small[digest]
+
+    def _enough(self, digest: str) -> Picture:
+        """In a size that is decoded at least cost and is no smaller than a cell."""
+        record = self.records[digest]
+        assert record.image is not None  # as all here
+        try:
+            size = extent(record.image)
+        except BadSample as error:
+            raise FieldError("image", str(error)) from error
+        if digest in self._recent or max(size.width, size.height) < 2 * self._cell:
+            return self.whole(digest)
+        return record.pixels(least=self._cell)
 
 
 def _pixels(pictures: Iterable[Picture]) -> int:
