@@ -149,6 +149,29 @@ def no_image(given: Given) -> tuple[Sample, ...]:
     )
 
 
+def with_crop(given: Given) -> tuple[Sample, ...]:
+    """Behind every image of the prompts a part of it, enlarged: a closer look."""
+    done: dict[str, Media] = {}
+
+    def closer(part: Part) -> tuple[Part, ...]:
+        if not isinstance(part, Media):
+            return (part,)
+        if part.digest not in done:
+            done[part.digest] = png(crop(open_image(part), given.draws), level=1)
+        return part, done[part.digest]
+
+    return tuple(
+        replace(
+            sample,
+            prompt=tuple(
+                Message(m.role, tuple(shown for part in m.parts for shown in closer(part)))
+                for m in sample.prompt
+            ),
+        )
+        for sample in _with_images(given.preference)
+    )
+
+
 def other_image(given: Given) -> tuple[Sample, ...]:
     """The prompts with the images of another preference in place of their own."""
     theirs = _media(given.other().chosen.prompt)
@@ -238,6 +261,7 @@ VIEWS: dict[str, Callable[[Given], tuple[Sample, ...]]] = {
     "no_image": no_image,
     "other_image": other_image,
     "swapped": swapped,
+    "with_crop": with_crop,
 }
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mmalign.objectives.options import NonNegative, Positive, SpecError
+from mmalign.objectives.options import NonNegative, Positive, Range, SpecError
 from mmalign.objectives.scores import Batch, LogProbs, MissingInputError, Needs, Pair
 from mmalign.objectives.tokens import weighted
 
@@ -152,6 +153,45 @@ def chip(
 
 def chip_needs(*, view: str = "noise", token_weights: bool = False, **_: object) -> Needs:
     return Needs(reference=True, divergence=True, tokens=token_weights) | _needs(f"chosen@{view}")
+
+
+def p2_dpo(
+    batch: Batch,
+    *,
+    beta: Positive = 0.1,
+    calibration: NonNegative = 0.3,
+    swing: Annotated[float, Range(least=0, most=0.5)] = 0.2,
+    tau: Positive = 0.1,
+    gain: str = "crop_gain",
+    closer: str = "with_crop",
+    degraded: str = "noise",
+) -> Tensor:
+    """P2-DPO: pairs about focus and about robustness, and how much a closer look should help.
+
+    a {dpo(0, last) + calibration sp(-beta [(s_0@closer - s_0@degraded) - (r_last@closer -
+    r_last@degraded)])} + (1 - a) dpo(1, 2), a = 1/2 + swing tanh((aux[gain] - 1) / tau).
+    Candidates: the better answer of the focus pair, both of the robustness pair, the worse one of
+    the focus pair. s and r: log-probabilities under policy and reference. gain: CLIP's score of the
+    crop over that of the image. arXiv:2606.03376.
+    """
+    chosen, rejected = read(batch, "chosen"), read(batch, "rejected")
+    focus = -logsigmoid(beta * (chosen.ratio - rejected.ratio))
+    gained = read(batch, f"chosen@{closer}").policy - read(batch, f"chosen@{degraded}").policy
+    expected = (
+        read(batch, f"rejected@{closer}").reference - read(batch, f"rejected@{degraded}").reference
+    )
+    calibrated = -logsigmoid(beta * (gained - expected))
+    first, second = read(batch, "candidate1"), read(batch, "candidate2")
+    robust = -logsigmoid(beta * (first.ratio - second.ratio))
+    share = 0.5 + swing * torch.tanh((chosen.number(gain) - 1) / tau)
+    return share * (focus + calibration * calibrated) + (1 - share) * robust
+
+
+def p2_dpo_needs(
+    *, gain: str = "crop_gain", closer: str = "with_crop", degraded: str = "noise", **_: object
+) -> Needs:
+    cells = (f"{cell}@{view}" for cell in PAIR for view in (closer, degraded))
+    return Needs(reference=True, aux=frozenset({gain})) | _needs(*cells)
 
 
 def read(batch: Batch, cell: str) -> LogProbs:

@@ -29,6 +29,7 @@ LOSS, SLOPE, INK, SOFT, LINE = "#2563c9", "#c2410c", "#1c2024", "#60676f", "#d5d
 
 VIEWS = (
     "both", "both_swapped", "crop", "grey", "mismatched", "no_image", "noise", "speckle", "swapped",
+    "with_crop",
 )  # fmt: skip
 
 DENOISERS = {"denoising_odds", "dspo", "mapo"}
@@ -128,7 +129,14 @@ def _candidates(ratio: Tensor, start: float, denoiser: bool) -> LogProbs:
         weights=torch.ones(shape, dtype=torch.float64),
         stats={"collision": (reference.detach() / count)[..., None].expand(shape)},
     )
-    numbers = {"confidence": 0.8, "safety": 0.5, "weight": 0.5, "factor": 0.5, "difficulty": 1.5}
+    numbers = {
+        "confidence": 0.8,
+        "safety": 0.5,
+        "weight": 0.5,
+        "factor": 0.5,
+        "difficulty": 1.5,
+        "crop_gain": 1.1,
+    }
     aux = {name: torch.full_like(reference, value) for name, value in numbers.items()}
     # A denoiser's error is changed in the shortest way; texts are shown without a divergence.
     roots = (-2 * (reference + ratio)).sqrt() - (-2 * reference).sqrt()

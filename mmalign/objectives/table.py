@@ -266,6 +266,10 @@ TABLE: dict[str, Entry] = {
         C.chip, "batch", "sp(-beta (h + D_w - D_w@view - tau (K_l - K_w)))", "2501.16629",
         C.chip_needs,
     ),
+    "p2_dpo": Entry(
+        C.p2_dpo, "batch", "a (dpo + c sp(-beta (gain - gain_ref))) + (1-a) dpo", "2606.03376",
+        C.p2_dpo_needs, width=4,
+    ),
     # papers' names for compositions
     "cpo": Entry(S.cpo, "preset", "contrastive + alpha nll", "2401.08417"),
     "orpo": Entry(S.orpo, "preset", "nll + beta odds_ratio", "2403.07691"),

@@ -82,6 +82,22 @@ def test_a_mask_hides_three_quarters() -> None:
     assert (image_of(view("mask", about(white), 0, other)[0]) == 127).mean() == 0.75
 
 
+def test_speckles_give_three_tenths_of_the_pixels_the_mean_colour() -> None:
+    before = np.asarray(open_image(photo()))
+    after = image_of(view("speckle", about(photo()), 0, other)[0])
+    hidden = (after == before.reshape(-1, 3).mean(0).round()).all(-1)
+    assert hidden.mean() == pytest.approx(0.3, abs=0.03)
+    assert (after[~hidden] == before[~hidden]).all()
+
+
+def test_a_closer_look_stands_behind_the_image_and_both_sides_share_it() -> None:
+    chosen, rejected = view("with_crop", about(photo()), 0, other)
+    own, closer = media_of(chosen.prompt)
+    assert own == photo()
+    assert closer != own
+    assert media_of(rejected.prompt) == (own, closer)
+
+
 def test_images_leave_come_from_elsewhere_and_change_places() -> None:
     plain = about(photo())
     assert media_of(view("no_image", plain, 0, other)[0].prompt) == ()

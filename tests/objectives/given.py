@@ -64,9 +64,10 @@ def random_tokens(shape: tuple[int, ...], width: int, generator: torch.Generator
     )
 
 
-NUMBERS = ("confidence", "safety", "weight", "factor", "difficulty")
+NUMBERS = ("confidence", "safety", "weight", "factor", "difficulty", "crop_gain")
 VIEWS = (
     "mismatched", "crop", "no_image", "swapped", "both", "both_swapped", "noise", "grey", "speckle",
+    "with_crop",
 )  # fmt: skip
 
 

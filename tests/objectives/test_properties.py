@@ -111,14 +111,15 @@ LOG_2 = [
 ]  # fmt: skip
 TOTALS = {
     "mdpo()": 3.0, "svco()": 4.0, "symmpo()": 4.0, "icvco()": 2.5, "opa_dpo()": 2 + 0.4 + 2,
-    "chip()": 1.0, "chip(token_weights=True)": 1.0, "tdpo()": 1.0, "da_dpo()": 1.0,
+    "p2_dpo(calibration=0)": 1.0, "chip()": 1.0, "chip(token_weights=True)": 1.0, "tdpo()": 1.0,
+    "da_dpo()": 1.0, "povid()": 1.0,
 }  # fmt: skip
 """In units of log 2."""
 
 
 @pytest.mark.parametrize("spec", [*LOG_2, *TOTALS])
 def test_an_untrained_policy_costs_log_2(spec: str) -> None:
-    batch = random_batch(width=4 if "opa" in spec else 2)
+    batch = random_batch(width=4 if spec[:2] in ("op", "p2") else 2)
 
     def untrained(seen: LogProbs) -> LogProbs:
         assert seen.tokens is not None

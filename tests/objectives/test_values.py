@@ -659,6 +659,32 @@ def test_opa_dpo() -> None:
     assert expected[0] == pytest.approx(0.5544, abs=1e-4)
 
 
+def test_p2_dpo() -> None:
+    """Written out: log-probabilities of four answers, two of them also closer and degraded."""
+
+    def cells(*policy: float) -> LogProbs:
+        p = numbers(*policy)[None]
+        return log_probs(p, p - numbers(0.5, -0.1, 0.2, -0.3)[None])
+
+    batch = Batch(
+        cells(-2.0, -3.0, -2.5, -4.0),
+        numbers(3, 2, 1, 0)[None],
+        {"with_crop": cells(-1.5, 0, 0, -3.0), "noise": cells(-2.5, 0, 0, -3.5)},
+    )
+    batch = replace(
+        batch, candidates=batch.candidates.with_aux(crop_gain=numbers(1.05, 1.05, 1.05, 1.05)[None])
+    )
+
+    def sp(z: float) -> float:
+        return math.log1p(math.exp(-z))
+
+    a = 0.5 + 0.2 * math.tanh(0.5)
+    focus, robust = sp(0.1 * (0.5 + 0.3)), sp(0.1 * (-0.1 - 0.2))
+    gain, expected = -1.5 + 2.5, (-3.0 + 0.3) - (-3.5 + 0.3)
+    value = a * (focus + 0.3 * sp(0.1 * (gain - expected))) + (1 - a) * robust
+    same(objective("p2_dpo()").loss(batch), (value,), within=1e-12)
+
+
 def test_povid_is_the_mean_of_two_contrasts() -> None:
     ratios = numbers(2.0, -0.5, -1.0)[None]
     batch = Batch(log_probs(ratios, torch.zeros_like(ratios)), numbers(2, 1, 0)[None])

@@ -28,7 +28,14 @@ from mmalign.training.step import Scorer, preference_step, step_baselines
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values", "ignore:.*tie_word_embeddings")
 
-NUMBERS = {"confidence": 0.8, "safety": 0.3, "weight": 0.7, "factor": 0.5, "difficulty": 1.5}
+NUMBERS = {
+    "confidence": 0.8,
+    "safety": 0.3,
+    "weight": 0.7,
+    "factor": 0.5,
+    "difficulty": 1.5,
+    "crop_gain": 1.1,
+}
 WORDS = ("A brown fox.", "A lazy dog.", "Red and blue", "over")
 
 
