@@ -22,7 +22,7 @@ from mmalign.data.cache import Cache, key_of
 from mmalign.data_builders.attention_limits import INSIDE, PUBLISHED, Limits, why_not
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
-from mmalign.data_builders.looking import Box, Look, Rows, attention_on, looks
+from mmalign.data_builders.looking import GRAIN, Look, Rows, attention_on, looks
 from mmalign.data_builders.sampling import SampledModel, Sampling, cache_in, draw, load
 from mmalign.data_builders.weights import weights
 from mmalign.errors import UserError
@@ -195,7 +195,11 @@ class _Asking:
         prompt = asked.chosen.prompt
         details: dict[str, Any] = {
             **asked.source.details,
-            "look": asdict(look),
+            "look": {name: value for name, value in asdict(look).items() if name != "heat"},
+            "heat": [
+                {"image": image, "rows": GRAIN, "columns": GRAIN, "values": list(values)}
+                for image, values in enumerate(look.heat)
+            ],
             "layers": list(self.looking.layers) or "middle",
             "rows": self.looking.rows,
             "noise": self.noise.deviation(asked.source.details["layout"]),
@@ -220,7 +224,7 @@ class _Asking:
         )
 
     def _looks(self, answers: Sequence[Sample], asked: Sequence[Preference]) -> list[Look]:
-        boxes: list[list[Box] | None] = [p.source.details.get("boxes") for p in asked]
+        boxes = [_boxes(p) for p in asked]
 
         def compute(places: list[int]) -> list[dict[str, Any]]:
             adapter = load(self.who)
@@ -249,12 +253,19 @@ class _Asking:
         return cache_in(self.cache)
 
 
+def _boxes(preference: Preference) -> list[Sequence[int]] | None:
+    """Where the images lie on the canvas; None where each is shown by itself."""
+    drawn = preference.source.details.get("boxes")
+    return None if drawn is None else [each["box"] for each in drawn]
+
+
 def alone(preference: Preference) -> tuple[Message, ...]:
     """The question about the image that is meant, and no other image."""
     details = preference.source.details
     shown = media_of(preference.chosen.prompt)
-    if "boxes" in details:
-        x0, y0, x1, y1 = details["boxes"][details["target"] - 1]
+    boxes = _boxes(preference)
+    if boxes is not None:
+        x0, y0, x1, y1 = boxes[details["target"] - 1]
         image = png(open_image(shown[0]).crop((x0, y0, x1, y1)))
     else:
         image = shown[details["target"] - 1]
@@ -268,17 +279,16 @@ def noisy(preference: Preference, noise: Noise, seed: int) -> tuple[Message, ...
     deviation = noise.deviation(layout)
     if not deviation:
         return prompt
+    boxes = _boxes(preference)
     on = noise.noise_on or ("target" if layout == "grid" else "all")
     place = 0
 
     def shown(media: Media) -> Media:
         nonlocal place
         place += 1
-        if "boxes" not in details:
+        if boxes is None:
             return _noisy(media, None, deviation, seed) if on == "all" or place == target else media
-        return _noisy(
-            media, details["boxes"][target - 1] if on == "target" else None, deviation, seed
-        )
+        return _noisy(media, boxes[target - 1] if on == "target" else None, deviation, seed)
 
     return tuple(
         replace(m, parts=tuple(shown(p) if isinstance(p, Media) else p for p in m.parts))

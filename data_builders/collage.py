@@ -267,11 +267,21 @@ def _among_others(
             canvas = drawing.picture_in_picture(*map(album.whole, shown))
             by_name = details["named"] = random.choice(TO_THE_MIDDLE)
         head = (drawing.stored(canvas.image), Text("\n"))
-        details |= {"canvas": list(canvas.image.size), "boxes": [list(b) for b in canvas.boxes]}
+        boxes = _drawn_boxes(canvas, target, labels=layout == "grid")
+        details |= {"canvas": list(canvas.image.size), "boxes": boxes}
     prompt = _named(asked, head, by_name)
     parents = (record.id, *(album.records[digest].id for digest in companions))
     source = Provenance("collage", parents=parents, details=details)
     return thumb(Sample(prompt, (Text(answer),) if answer else ()), up=True, source=source)
+
+
+def _drawn_boxes(canvas: Canvas, target: int, *, labels: bool) -> list[dict[str, object]]:
+    """As galleries draw them; see mmalign/data/gallery.py."""
+    return [
+        {"image": 0, "box": list(box), "target": number == target}
+        | ({"label": label_of(number)} if labels else {})
+        for number, box in enumerate(canvas.boxes, start=1)
+    ]
 
 
 def _companions(own: str, wanted: int, album: Album, layout: str, random: Random) -> list[str]:

@@ -20,6 +20,7 @@ from mmalign.adapters.sampling import SeededDraws
 from mmalign.adapters.vision_language import VisionLanguageAdapter
 from mmalign.adapters.vision_language.collate import Prompt
 from mmalign.attention import hiding, keep_rows
+from mmalign.errors import UserError
 from mmalign.records import Message, Sample, Text
 
 
@@ -64,7 +65,13 @@ def continuations(
     """What the policy writes behind each beginning, white space included.
 
     A row does not depend on its batch-mates.
+    Raises UserError for models that look at images by cross-attention.
     """
+    if adapter.collator.processing.family.cross_attention:
+        raise UserError(
+            "answers are not continued with models that look at images by cross-attention",
+            hint="take a model whose prompt holds the image's tokens.",
+        )
     read = [_begun(adapter, start) for start in starts]
     order = sorted(range(len(read)), key=lambda row: len(read[row].prompt.ids), reverse=True)
     texts: dict[int, str] = {}

@@ -18,9 +18,10 @@ from torch import Tensor
 from mmalign.adapters.autoregressive import Abilities, evaluating, score
 from mmalign.adapters.protocol import Inputs
 from mmalign.adapters.vision_language import ImageSpan, VisionLanguageAdapter
+from mmalign.adapters.vision_language.layouts import cells
 from mmalign.attention import image_layer, probing
 from mmalign.errors import BadSample
-from mmalign.records import Sample
+from mmalign.records import Sample, media_of
 
 Box = Sequence[float]
 """x0 y0 x1 y1 in pixels of an image."""
@@ -28,6 +29,10 @@ Box = Sequence[float]
 Rows = Literal["answer", "predictions"]
 """Whose attention counts: that of the answer's tokens as they are read again, without the last, as
 in the published code; or that of the positions that predict the answer's tokens."""
+
+
+GRAIN = 16
+"""Rows and columns of a heat map."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Look:
     other tokens. tokens: of each cell, in parts where a token lies in several. largest: the share
     of one token in the attention on all cells, which is large where a token serves as a sink.
     perplexity: exp of minus the mean log-probability of the likeliest token, over the answer.
-    length: of the answer in tokens, its end included.
+    length: of the answer in tokens, its end included. heat: for each image of the prompt, the
+    attention on a grid of GRAIN by GRAIN parts of it, row by row.
     """
 
     masses: tuple[float, ...]
@@ -46,12 +52,14 @@ class Look:
     largest: float
     perplexity: float
     length: int
+    heat: tuple[tuple[float, ...], ...] = ()
 
     @staticmethod
     def of(noted: Mapping[str, Any]) -> Look:
         """From what `asdict` made of one, also after it was JSON."""
         masses, tokens = tuple(noted["masses"]), tuple(noted["tokens"])
-        return Look(masses, tokens, noted["largest"], noted["perplexity"], noted["length"])
+        heat = tuple(map(tuple, noted.get("heat", ())))
+        return Look(masses, tokens, noted["largest"], noted["perplexity"], noted["length"], heat)
 
 
 def looks(
@@ -70,6 +78,9 @@ def looks(
     layers: to take the mean of; by default one in the middle.
     Raises BadSample for responses that are too short to have a row.
     """
+    crossed = adapter.collator.processing.family.cross_attention
+    if crossed and len({len(media_of(sample.prompt)) for sample in samples}) > 1:
+        batch_size = 1  # one call takes prompts with equally many images
     named = [image_layer(adapter.policy, layer) for layer in layers]
     wanted = named or [image_layer(adapter.policy)]
     found: list[Look] = []
@@ -89,15 +100,14 @@ def _batch(
 ) -> list[Look]:
     inputs = plain_inputs(adapter, samples)
     tokens = [adapter.collator.tokens(sample) for sample in samples]
-    columns = inputs["call"]["input_ids"].shape[1]
+    spans = [adapter.spans(sample.prompt) for sample in samples]
+    last = [int(span.positions.max()) for own in spans for span in own if len(span.positions)]
+    columns = max(inputs["call"]["input_ids"].shape[1], *(place + 1 for place in last))
     first = 0 if rows == "answer" else -1
     queries = torch.full((len(samples), inputs["mask"].shape[1]), -1)
-    cells = [
-        cell_weights(adapter.spans(sample.prompt), own, columns)
-        for sample, own in zip(samples, boxes, strict=True)
-    ]
-    groups = torch.zeros(len(samples), columns, max(weights.shape[1] for weights in cells))
-    for row, (one, weights) in enumerate(zip(tokens, cells, strict=True)):
+    weighed = [cell_weights(*given, columns) for given in zip(spans, boxes, strict=True)]
+    groups = torch.zeros(len(samples), columns, max(weights.shape[1] for weights in weighed))
+    for row, (one, weights) in enumerate(zip(tokens, weighed, strict=True)):
         places = torch.arange(len(one.prompt) + first, len(one.prompt) + len(one.completion) - 1)
         if not len(places):
             raise BadSample("the answer is empty, so there is nothing that could look at images")
@@ -123,8 +133,9 @@ def _batch(
             largest=_largest(on_columns[row, : len(weights)] * weights.sum(1)),
             perplexity=math.exp(-float(highest[row])),
             length=len(tokens[row].completion),
+            heat=tuple(heat_map(span, on_columns[row]) for span in spans[row]),
         )
-        for row, weights in enumerate(cells)
+        for row, weights in enumerate(weighed)
     ]
 
 
@@ -170,6 +181,14 @@ def _share(rectangles: Tensor, box: Box) -> Tensor:
 def _common(one: Box, other: Box) -> Box:
     x0, y0 = max(one[0], other[0]), max(one[1], other[1])
     return x0, y0, max(x0, min(one[2], other[2])), max(y0, min(one[3], other[3]))
+
+
+def heat_map(span: ImageSpan, attention: Tensor) -> tuple[float, ...]:
+    """(s) attention on columns, as parts of an image: each token's is spread over its rectangle."""
+    parts = cells(span.size, GRAIN, GRAIN)
+    known = attention[span.positions]
+    shares = torch.stack([_share(span.rectangles, part) for part in parts.tolist()], dim=1)  # (m p)
+    return tuple(round(value, 7) for value in (known @ shares).tolist())
 
 
 def _largest(attention: Tensor) -> float:

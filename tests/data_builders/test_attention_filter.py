@@ -18,7 +18,7 @@ from mmalign.data_builders.attention_filter import Noise, alone, build, noisy
 from mmalign.data_builders.attention_limits import Limits, edits, why_not
 from mmalign.data_builders.collage import build as collage
 from mmalign.data_builders.engine import Refused
-from mmalign.data_builders.looking import Look
+from mmalign.data_builders.looking import GRAIN, Look
 from mmalign.data_builders.records import Record
 from mmalign.errors import UserError
 from mmalign.media import open_image
@@ -141,7 +141,7 @@ def test_noise_lies_on_the_cell_that_is_meant_and_never_wraps_round() -> None:
     assert isinstance(asked, Preference)
     clean = np.asarray(open_image(media_of(asked.chosen.prompt)[0])).astype(int)
     shown = np.asarray(open_image(media_of(noisy(asked, Noise(), 0))[0])).astype(int)
-    x0, y0, x1, y1 = asked.source.details["boxes"][asked.source.details["target"] - 1]
+    x0, y0, x1, y1 = asked.source.details["boxes"][asked.source.details["target"] - 1]["box"]
     changed = (shown != clean).any(-1)
     assert changed[y0:y1, x0:x1].mean() > 0.9
     changed[y0:y1, x0:x1] = False
@@ -192,6 +192,8 @@ def test_collages_are_answered_measured_and_chosen_again(tmp_path: Path) -> None
         assert made.chosen.prompt == made.rejected.prompt == question.chosen.prompt
         assert len(details["attention"]) == details["count"]
         assert 0 <= details["ratio"] <= 1
+        assert len(details["heat"]) == len(media_of(made.chosen.prompt))
+        assert all(len(heat["values"]) == GRAIN**2 for heat in details["heat"])
         assert details["answer_by_model"] == (not question.chosen.response)
         assert text_of(made.chosen.response)
         assert made.source.models

@@ -237,6 +237,13 @@ def test_answers_without_an_image_are_refused(llava: VisionLanguageAdapter) -> N
         rejected(llava, [Sample(about(), (Text(ANSWER),))], opposite)
 
 
+def test_models_with_cross_attention_are_refused(
+    adapters: Callable[[str], VisionLanguageAdapter],
+) -> None:
+    with pytest.raises(UserError, match="cross-attention"):
+        continuations(adapters("mllama"), [Start(about(picture(1)), "", None, 0)], DRAWN)
+
+
 def test_likeness_by_shared_words_and_by_a_sentence_encoder() -> None:
     points = by_words(["a red cat", "A cat, red.", "two dogs", ""])
     likeness = points @ points.T

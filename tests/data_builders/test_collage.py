@@ -94,7 +94,8 @@ def test_the_image_that_is_asked_about_is_the_records_own() -> None:
             assert question.endswith(f"\nIn Image{target}, what is it?")
             assert question.startswith("Image1:\nImage2:\n")
         else:
-            image, box = open_image(shown[0]), details["boxes"][target - 1]
+            image, box = open_image(shown[0]), details["boxes"][target - 1]["box"]
+            assert [each["target"] for each in details["boxes"]].index(True) == target - 1
             x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
             assert image.getpixel((x, y)) == COLOURS[own]
             assert image.size == tuple(details["canvas"])
@@ -188,4 +189,4 @@ def test_photographs_from_the_command_line(tmp_path: Path) -> None:
         details = preference.source.details
         for box, digest in zip(details["boxes"], details["images"], strict=True):
             original = fitted(open_image(Media("image", path=str(by_digest[digest]))), 448, 448)
-            assert (np.asarray(canvas.crop(tuple(box))) == np.asarray(original)).all()
+            assert (np.asarray(canvas.crop(tuple(box["box"]))) == np.asarray(original)).all()

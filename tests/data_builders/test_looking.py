@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ from mmalign.adapters.vision_language import (
 )
 from mmalign.adapters.vision_language.layouts import cells
 from mmalign.data_builders.looking import (
+    GRAIN,
     Look,
     attention_on,
     cell_weights,
+    heat_map,
     looks,
     plain_inputs,
 )
@@ -127,3 +130,21 @@ def test_a_token_counts_for_a_cell_by_the_area_they_share() -> None:
     assert not weights[[0, 1, 2, 7]].any()
     with pytest.raises(BadSample, match="the prompt has 2"):
         cell_weights([span(2, 2), span(2, 2)], [(0, 0, 1, 1)], 8)
+
+
+def test_heat_lies_where_the_attention_does() -> None:
+    own = span(2, 2)
+    attention = torch.zeros(10)
+    attention[own.positions] = torch.tensor([0.4, 0.0, 0.1, 0.2])
+    heat = torch.tensor(heat_map(own, attention)).view(2, GRAIN // 2, 2, GRAIN // 2)
+    expected = torch.tensor([[0.4, 0.0], [0.1, 0.2]])
+    torch.testing.assert_close(heat.sum((1, 3)), expected, rtol=1e-4, atol=1e-5)
+    assert heat[0, :, 0].std() < 1e-6  # evenly within a token
+
+
+def test_models_with_cross_attention_are_looked_at_there(tmp_path: Path) -> None:
+    adapter = load_vision_language(save_family(tmp_path, "mllama"))
+    samples = [Sample(ONE, (Text("the wall"),)), Sample(TWO, (Text("the second"),))]
+    for sample, look in zip(samples, looks(adapter, samples, [None, None]), strict=True):
+        assert len(look.masses) == len(look.heat) == len(adapter.spans(sample.prompt))
+        assert 0.3 < sum(look.masses) <= 1 + 1e-5  # nothing else is there but separators
