@@ -93,8 +93,8 @@ def build_pairs(
     --reward "pick + 0.5*aesthetic" or --reward "rule(name='word_count', most=50)".
 
     Reward:
-        reward: What scores: aesthetic, clip, hps, image_reward, pick, rule or vqa, with options in
-            parentheses; several with plus signs and weights.
+        reward: What scores: aesthetic, clip, hps, image_reward, judge, pick, rule or vqa, with
+            options in parentheses; several with plus signs and weights.
         how: What brings several rewards to one scale, among the samples of one prompt.
         samples: Samples per prompt.
 

@@ -14,6 +14,7 @@ from mmalign.rewards.clip import clip
 from mmalign.rewards.ensemble import Ensemble, How
 from mmalign.rewards.hps import hps
 from mmalign.rewards.image_reward import image_reward
+from mmalign.rewards.judged import judge
 from mmalign.rewards.pick import pick
 from mmalign.rewards.rules import rule
 from mmalign.rewards.scorer import Reward
@@ -24,6 +25,7 @@ REWARDS: dict[str, Callable[..., Reward]] = {
     "clip": clip,
     "hps": hps,
     "image_reward": image_reward,
+    "judge": judge,
     "pick": pick,
     "rule": rule,
     "vqa": vqa,

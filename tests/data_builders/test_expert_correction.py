@@ -165,3 +165,26 @@ def test_a_local_expert_is_asked_as_a_judge_is(photos: Path, tmp_path: Path) -> 
     assert cli.main([*words, "--local-expert", str(photos / "model"), "--limit", "1"]) == cli.USER
     (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
     assert "3 answers could not be used" in line
+
+
+@pytest.mark.slow
+def test_opa_dpo_from_end_to_end(photos: Path, tmp_path: Path) -> None:
+    """As docs/builders.md says: correct, fine-tune on the chosen, align that model."""
+
+    def always(body: dict[str, Any], number: int) -> Reply:
+        better = entry(own_answer(body), f"A better answer, {number}.", 1)
+        return report(better)
+
+    data, opa = tmp_path / "corrected", tmp_path / "opa"
+    with endpoint(always) as script:
+        assert cli.main(command(photos, data, script.url, "--make", "four")) == 0
+        pairs = command(photos, tmp_path / "pairs", script.url)
+        assert cli.main(pairs) == 0
+    tuning = ["--steps", "2", "--batch-size", "2", "--held-out", "0"]
+    words = ["align-vlm", "--model", str(photos / "model"), "--data", str(tmp_path / "pairs")]
+    assert cli.main([*words, "--objective", "nll()", "--merged", "--out", str(opa), *tuning]) == 0
+    words = ["align-vlm", "--model", str(opa / "merged"), "--data", str(data), *tuning]
+    done = tmp_path / "done"
+    assert cli.main([*words, "--objective", "opa_dpo()", "--out", str(done)]) == 0
+    first = json.loads((done / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(4.4 * 0.6931471806, abs=1e-3)
