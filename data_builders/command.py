@@ -17,7 +17,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -39,8 +39,8 @@ from mmalign.settings import flat, save_settings
 
 SETTINGS = "run.yaml"
 CACHE = ".cache"
-"""In the output's folder: what a builder with a `cache` keeps unless it is told where. It may be
-deleted when the dataset is finished."""
+"""In the output's folder: what a builder with a `cache` keeps unless it is told where, or runs on a
+cluster, whose nodes may not share a database. It may be deleted when the dataset is finished."""
 FREE = (
     "cache",
     "engine",
@@ -113,6 +113,9 @@ class Running:
     engine: Engine = "local"
 
 
+ALONE = Running()
+
+
 def as_command(
     name: str,
     builder: Callable[..., Iterable[Any]],
@@ -141,8 +144,9 @@ def as_command(
         bound.apply_defaults()
         given = bound.arguments
         source, reading, output = given[first.name], given["reading"], given["output"]
+        running = given.get("running", ALONE)
         options = {each.name: given[each.name] for each in own}
-        if "cache" in options and options["cache"] is None:
+        if "cache" in options and options["cache"] is None and running.engine == "local":
             options["cache"] = output.out / CACHE
         made = functools.partial(builder, **options)
         origin = _origin(name, command, given)
@@ -151,17 +155,7 @@ def as_command(
         else:
             columns = parse_columns(reading.columns)
             inputs = READERS[kind](source, split=reading.split, columns=columns)
-            inputs = inputs.first(reading.limit)
-            built = build(
-                made,
-                inputs,
-                output.out,
-                origin={**origin, "inputs": inputs.total},
-                total=inputs.total,
-                chunk=chunk,
-                **(asdict(given["running"]) if parallel else {}),
-                overwrite=output.overwrite,
-            )
+            built = _build(made, inputs.first(reading.limit), chunk, running, output, origin)
         save_settings(output.out / SETTINGS, f"build {name}", command, given)
         _say(built, output.out)
         return built
@@ -169,8 +163,7 @@ def as_command(
     shared: dict[str, type] = {"reading": Reading}
     if parallel and not whole:
         shared["running"] = Running
-    kind_given = list[str] if several else str
-    signature = _signature(first.name, kind_given, own, hints, shared)
+    signature = _signature(first.name, list[str] if several else str, own, hints, shared)
     command.__signature__ = signature  # type: ignore[attr-defined]  # inspect reads it
     command.__annotations__ = {each.name: each.annotation for each in signature.parameters.values()}
     words = "Datasets of preferences." if several else SOURCES[kind]
@@ -197,6 +190,27 @@ def _signature(
                 for name, kind in shared.items()
             ),
         ]
+    )
+
+
+def _build(
+    builder: Callable[[Any], Iterable[Any]],
+    inputs: Inputs,
+    chunk: int,
+    running: Running,
+    output: Output,
+    origin: Mapping[str, Any],
+) -> Built:
+    return build(
+        builder,
+        inputs,
+        output.out,
+        origin={**origin, "inputs": inputs.total},
+        total=inputs.total,
+        chunk=chunk,
+        workers=running.workers,
+        engine=running.engine,
+        overwrite=output.overwrite,
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from mmalign import cli
+from mmalign.data import open_dataset, write_store
 from mmalign.data_builders.human_votes import Ballot, build, reliabilities
 from mmalign.records import Message, Preference, Sample, Text
 
@@ -80,3 +84,13 @@ def test_one_reliable_voice_outweighs_two_careless_ones() -> None:
     assert by_trust.chosen == sample("last", "x")
     assert by_trust.aux["confidence"] > 0.9
     assert by_count.chosen == sample("last", "y")
+
+
+def test_the_command_brings_votes_together(tmp_path: Path) -> None:
+    votes = [vote("p", "x", "y", 0), vote("p", "y", "x", 1), vote("p", "x", "y", 2)]
+    write_store([*votes, vote("q", "x", "y", 0)], tmp_path / "votes")
+    words = ["build", "human-votes", str(tmp_path / "votes"), "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--least-votes", "2"]) == 0
+    (found,) = open_dataset(tmp_path / "out")
+    assert found.chosen == sample("p", "x")
+    assert found.aux["confidence"] == pytest.approx(2 / 3)
