@@ -20,6 +20,7 @@ from tiny_vision_language import picture, save_family
 from mmalign import cli
 from mmalign.adapters.vision_language import load_vision_language
 from mmalign.data.listing import with_table
+from mmalign.playground.rehearsal import write_rehearsal
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("align-a-vlm", "datasets", "evaluate")
@@ -157,6 +158,7 @@ def test_commands_run(
     monkeypatch.delenv(cli.DEBUG, raising=False)
     put_models()
     put_adapter()
+    write_rehearsal(Path("scenes"), pairs=8, images=4)
     put_benchmarks()
     put_data()
     for words in commands(name):
