@@ -20,7 +20,8 @@ def judgements(judge: Judge, prompts: Sequence[Prompt], read: Read[T]) -> list[T
         first = next(answer for answer in found if isinstance(answer, BadSample))
         raise UserError(
             f"{len(found) - len(usable)} of {len(found)} answers were not judged: {first}",
-            hint="what was judged is kept: the same command, run again, asks for the rest",
+            hint="what was judged is kept: the same command goes on from there; for answers that "
+            "are cut off give more --judge-tokens, for those that cannot be read another judge",
         )
     return usable
 

@@ -87,19 +87,13 @@ def amber(
         safe_words or annotations.with_name("safe_words.txt"),
     )
     alike = _vectors(similarity) if similarity else None
-    described = {id for id, row in known.items() if row["type"] == "generative"}  # noqa: A001
-    ending = f"\n{suffix}" if suffix else ""
-    asked = [
-        Question(
-            str(row["id"]),
-            about_image(
-                images / row["image"], row["query"] + ("" if row["id"] in described else ending)
-            ),
-        )
-        for row in rows
-    ]
-
     images_of = {row["id"]: row["image"] for row in rows}
+    asked = []
+    for row in rows:
+        described = known[row["id"]]["type"] == "generative"
+        ending = "" if described or not suffix else f"\n{suffix}"
+        prompt = about_image(images / row["image"], row["query"] + ending)
+        asked.append(Question(str(row["id"]), prompt))
 
     def score(asked: Sequence[Question], texts: Sequence[str]) -> Scores:
         told = [{**known[int(q.id)], "image": images_of[int(q.id)]} for q in asked]
@@ -122,8 +116,8 @@ def amber_scores(
     judged = []
     for row, text in zip(known, texts, strict=True):
         if row["type"] == "generative":
-            known_of = Annotation(*([n.lower() for n in row[k]] for k in ("truth", "hallu")))
-            each = describe(text, known_of, words, alike)
+            there = Annotation(*([n.lower() for n in row[k]] for k in ("truth", "hallu")))
+            each = describe(text, there, words, alike)
             found.append(each)
             note = f"In the image: {', '.join(row['truth'])}."
             judged.append(Judged(Marked(text, each.unsafe), len(each.unsafe), note))
