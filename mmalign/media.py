@@ -31,11 +31,12 @@ of it (which changes the speed of motion)."""
 
 @dataclass(frozen=True)
 class Extent:
-    """The size that media have by themselves."""
+    """The size that media have by themselves. fps: frames per second, 0 for an image."""
 
     height: int
     width: int
     frames: int
+    fps: float = 0.0
 
 
 def open_image(media: Media, *, least: int | None = None) -> Image.Image:
@@ -94,13 +95,14 @@ def extent(media: Media) -> Extent:
     Raises BadSample when the file is missing, is no image or video, or is too large.
     """
     if media.kind == "video" and not _is_picture(media):
-        count, height, width = _stream_extent(media)
-        return Extent(height, width, count)
+        return _stream_extent(media)
     with _reading(media), _opened(media) as image:
         width, height = image.size
         if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF: lies on its side
             width, height = height, width
-        return Extent(height, width, getattr(image, "n_frames", 1))
+        duration = image.info.get("duration") or 100.0  # of a frame, in milliseconds
+        fps = 1000.0 / duration if media.kind == "video" else 0.0
+        return Extent(height, width, getattr(image, "n_frames", 1), fps)
 
 
 def _chosen(count: int, wanted: int, choice: FrameChoice) -> dict[int, None]:
@@ -198,17 +200,17 @@ def _stream(media: Media) -> Iterator[Any]:
         raise BadSample(f"the video {_name(media)} cannot be read: {error}") from error
 
 
-def _stream_extent(media: Media) -> tuple[int, int, int]:
+def _stream_extent(media: Media) -> Extent:
     with _stream(media) as container:
         stream = container.streams.video[0]
         if stream.width * stream.height > MAX_PIXELS:
             raise BadSample(_too_large(media))
         count = stream.frames or sum(1 for _ in container.decode(video=0))
-        return count, stream.height, stream.width
+        return Extent(stream.height, stream.width, count, float(stream.average_rate or 0.0))
 
 
 def _stream_frames(media: Media, wanted: int, choice: FrameChoice) -> list[Image.Image]:
-    numbers = _chosen(_stream_extent(media)[0], wanted, choice)
+    numbers = _chosen(_stream_extent(media).frames, wanted, choice)
     with _stream(media) as container:
         frames = [
             frame.to_image()

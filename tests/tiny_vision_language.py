@@ -85,7 +85,9 @@ def qwen2_5_vl() -> Made:
         t.Qwen2VLImageProcessor(size=limits),
         coder,
         t.Qwen2VLVideoProcessor(size=limits),
-        chat_template=CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+            "VIDEO", "<|vision_start|><|video_pad|><|vision_end|>"
+        ),
     )
     return t.Qwen2_5_VLForConditionalGeneration(config), processor
 

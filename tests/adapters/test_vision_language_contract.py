@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import contract
+import numpy as np
 import pytest
 import torch
 from contract import assert_same, gradients, log_probs, stirred
@@ -122,7 +123,12 @@ def library_log_prob(model: Any, processor: Any, sample: Sample) -> Tensor:
     inputs = processor.apply_chat_template(
         turns, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
-    answer = sample.response[0].text + "<|im_end|>"  # type: ignore[union-attr]  # a text
+    return continued(model, processor, inputs, sample.response[0].text)  # type: ignore[union-attr]
+
+
+def continued(model: Any, processor: Any, inputs: Any, said: str) -> Tensor:
+    """Log-probability of an answer to what a processor made of a prompt."""
+    answer = said + "<|im_end|>"
     ids = processor.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
     suffix = int(isinstance(processor, PaliGemmaProcessor))  # what follows its prefix has a type
     for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0), ("token_type_ids", suffix)):
@@ -357,6 +363,60 @@ def test_a_video_counts_as_evenly_spaced_frames(folder_of: Callable[[str], Path]
         assert found[0] == found[1] != found[2]
         spans = adapter.spans(asked[2].prompt)
         assert [span.size for span in spans] == [(70, 50)] * len(taken) + [(80, 60)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_video_seen_as_such_equals_the_library(
+    adapter_of: Callable[[str], VisionLanguageAdapter],
+    folder_of: Callable[[str], Path],
+    family: str,
+    tmp_path: Path,
+) -> None:
+    adapter, moving = adapter_of(family), video(7)
+    samples = [
+        sample("A dog.", ONE, "then", moving, "and?"),
+        sample("It is a cat.", ONE, "then", moving, "and?"),
+        sample("The fox", moving, "?"),
+        SAMPLES[0],
+        SAMPLES[4],
+    ]
+    mine = log_probs(adapter, samples)
+    apart = torch.cat([log_probs(adapter, [one]) for one in samples])
+    torch.testing.assert_close(mine, apart, rtol=1e-5, atol=1e-5)
+    adapter.save(tmp_path)
+    base = AutoModelForImageTextToText.from_pretrained(folder_of(family), dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, tmp_path).eval()
+    processor = adapter.collator.processing.processor
+    shots = np.stack([np.asarray(frame) for frame in frames(moving, 7)])
+    for value, one in zip(mine[:3].tolist(), samples[:3], strict=True):
+        inputs = processor(
+            text=[adapter.tokenizer.decode(adapter.collator.words.prompt_ids(one.prompt))],
+            images=[[open_image(part) for part in media_of(one.prompt) if part.kind == "image"]]
+            if len(media_of(one.prompt)) > 1
+            else None,
+            videos=[shots],
+            video_metadata=[{"total_num_frames": 7, "fps": 10.0, "frames_indices": list(range(7))}],
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        out = plain.generate(
+            **inputs,
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=adapter.stop_ids,
+            suppress_tokens=(~adapter.speakable()).nonzero()[:, 0].tolist(),
+        )
+        said = adapter.tokenizer.decode(
+            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        answers = adapter.sample([one.prompt], [0], max_new_tokens=4, temperature=0)
+        assert answers == [Sample(one.prompt, (Text(said),))]
+        with torch.no_grad():
+            expected = continued(plain, processor, inputs, one.response[0].text).item()
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    [still, whole] = adapter.spans(samples[0].prompt)
+    assert (still.size, whole.size) == ((80, 60), (70, 50))
+    assert len(whole.positions) % 4 == 0  # of 7 frames, two by two
 
 
 def test_workers_get_no_model(adapter: VisionLanguageAdapter) -> None:

@@ -222,9 +222,8 @@ class VisionLanguageAdapter:
         if self.collator.processing.family.cross_attention:
             yield crossed(features, images["order"])
             return
-        with given(lm, features, images["order"]):
-            # Any pixels make the model ask for features.
-            yield {"pixel_values": torch.zeros(1, device=lm.device)}
+        with given(lm, features, images["order"]) as call:
+            yield call
 
     def _apart(self, read: Sequence[Prompt], rows: Sequence[int]) -> list[list[int]]:
         """The rows by their number of images, where they cannot be decoded together because of

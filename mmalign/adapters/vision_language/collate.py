@@ -57,7 +57,8 @@ class VisionLanguageCollator:
         raises BadSample or, with truncate, loses the end of its response; a prompt is never cut.
     packed: whether neighbours with equal prompts share them in one row.
     multimodal: whether positions have a time, a row and a column.
-    features: where those of images are kept on disk.
+    features: where those of images are kept on disk. ticks: by which positions advance in a second
+    of video, where that matters.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class VisionLanguageCollator:
         packed: bool = True,
         multimodal: bool = False,
         features: FeatureCache | None = None,
+        ticks: float | None = None,
     ) -> None:
         self.processing = processing
         self.max_length = max_length
@@ -76,6 +78,7 @@ class VisionLanguageCollator:
         self.packed = packed
         self.multimodal = multimodal
         self.features = features
+        self.ticks = ticks
         contents = Contents(processing.chat_parts, processing.plain_parts)
         self.words = TextCollator(processing.processor.tokenizer, contents=contents)
         self._prompts: dict[str, Prompt] = {}  # by id: messages may hold large images
@@ -187,7 +190,7 @@ class VisionLanguageCollator:
     def spans(self, messages: tuple[Message, ...]) -> list[ImageSpan]:
         """Where the prompt shows its images, each frame of a video being one, in order."""
         ids = torch.tensor(self.prompt(messages).ids)
-        places = (ids == self.processing.image_id).nonzero()[:, 0]
+        places = torch.isin(ids, torch.tensor(sorted(self.processing.seen_ids))).nonzero()[:, 0]
         crossed = self.processing.family.cross_attention  # its columns are counted apart
         layout, processor = self.processing.family.layout, self.processing.processor
         if layout is None:
@@ -233,7 +236,7 @@ class VisionLanguageCollator:
 
     def positions(self, prompt: Prompt) -> tuple[Tensor, int]:
         """(3 s) positions where they are multimodal, and the one that comes next."""
-        image = [token == self.processing.image_id for token in prompt.ids]
+        image = [token in self.processing.seen_ids for token in prompt.ids]
         return multimodal_positions(image, prompt.grids)
 
     def _process(self, messages: tuple[Message, ...]) -> Prompt:
@@ -246,7 +249,7 @@ class VisionLanguageCollator:
             raise BadSample("the prompt is empty and the tokenizer has no token to begin with")
         if len(order) == 1:
             self._remember(order[0], found.pixels)
-        grids = self._grids(found.pixels) if self.multimodal else ()
+        grids = self._grids(found.pixels, media) if self.multimodal else ()
         return Prompt(found.ids, found.types, tuple(order), grids, found.crossed)
 
     def _places(self, media: Sequence[Media]) -> list[tuple[str, Media]]:
@@ -254,13 +257,23 @@ class VisionLanguageCollator:
         files = [one for one in media for _ in range(self.processing.count(one))]
         return list(zip(self.processing.names(media), files, strict=True))
 
-    def _grids(self, pixels: Pixels) -> tuple[Grid, ...]:
+    def _grids(self, pixels: Pixels, media: Sequence[Media]) -> tuple[Grid, ...]:
+        """Of what the prompt shows, in order."""
         merged = self.processing.processor.image_processor.merge_size
-        sizes = pixels.get("image_grid_thw", torch.empty(0, 3))
-        return tuple(
-            (int(times), int(rows) // merged, int(columns) // merged)
-            for times, rows, columns in sizes.tolist()
-        )
+        images = iter(pixels.get("image_grid_thw", torch.empty(0, 3)).tolist())
+        videos = iter(pixels.get("video_grid_thw", torch.empty(0, 3)).tolist())
+        seconds = iter(pixels.get("second_per_grid_ts", ()))
+        found: list[Grid] = []
+        for _, one in self._places(media):
+            whole = self.processing.whole(one)
+            times, rows, columns = map(int, next(videos if whole else images))
+            size = (rows // merged, columns // merged)
+            if whole and self.processing.family.video == "captioned":
+                found += [(1, *size, 1.0)] * times
+            else:
+                step = self.ticks * float(next(seconds)) if whole and self.ticks else 1.0
+                found.append((times, *size, step))
+        return tuple(found)
 
     def _pixels_of(self, name: str, media: Media) -> Pixels:
         if name not in self._pixels:

@@ -34,7 +34,8 @@ class Family:
     where every token sees what stands before it. together: which images the tower takes in one
     call. crowd: whether an image among several is cut up otherwise than one alone. crops: whether a
     processor whose settings say that it crops at the centre does so. cross_attention: whether the
-    decoder looks at images there instead of reading them as tokens."""
+    decoder looks at images there instead of reading them as tokens. video: what becomes of one:
+    images; tokens of its own, with times as positions; or with times written between them."""
 
     layout: Layout | None = None
     types: TokenTypes | None = None
@@ -42,6 +43,7 @@ class Family:
     crowd: bool = False
     crops: bool = True
     cross_attention: bool = False
+    video: Literal["images", "timed", "captioned"] = "images"
 
 
 def _runs(types: Tensor) -> Tensor:
@@ -80,9 +82,9 @@ FAMILIES: dict[str, Family] = {
         layouts.paligemma, TokenTypes("token_type_ids", 1, _prefix, beyond_window=True)
     ),
     "PixtralProcessor": Family(layouts.pixtral),
-    "Qwen2VLProcessor": Family(layouts.qwen, together="all"),
-    "Qwen2_5_VLProcessor": Family(layouts.qwen, together="all"),
-    "Qwen3VLProcessor": Family(layouts.qwen, together="all"),
+    "Qwen2VLProcessor": Family(layouts.qwen, together="all", video="timed"),
+    "Qwen2_5_VLProcessor": Family(layouts.qwen, together="all", video="timed"),
+    "Qwen3VLProcessor": Family(layouts.qwen, together="all", video="captioned"),
     "SmolVLMProcessor": Family(layouts.idefics3),
 }
 """By processor, in which models of one kind agree: Pixtral's is that of Mistral 3, too."""

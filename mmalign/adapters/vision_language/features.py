@@ -23,7 +23,8 @@ from mmalign.adapters.protocol import Inputs
 
 Encoded = dict[str, Tensor]
 """What a tower makes of an image: "pooled", and "deep.0" and so on for further layers of the
-language model. A name ends in [] where the model expects a list of the images' tensors."""
+language model. A name ends in [] where the model expects a list of the images' tensors, and begins
+with "video." where the model takes them for a video."""
 
 Features = dict[int, Encoded]
 """By the numbers of a batch's images."""
@@ -44,28 +45,32 @@ def vision_parts(lm: PreTrainedModel) -> nn.ModuleList:
 def encode_images(lm: PreTrainedModel, images: Inputs) -> Features:
     """One pass of the vision tower for all images that it takes together."""
     inner = backbone(lm)
-    by_hand = isinstance(inner, MllamaModel)
-    wanted = inner.vision_model.forward if by_hand else inner.get_image_features
-    accepted = inspect.signature(wanted).parameters
     found: list[Encoded] = []
     for batch, size in zip(images["batches"], images["sizes"], strict=True):
-        arguments = {name: value for name, value in batch.items() if name in accepted}
-        out = _seen(inner, arguments)
-        layers = {"pooled": out.pooler_output}
+        out = _seen(inner, batch)
+        kind = "video." if "pixel_values_videos" in batch else ""
+        layers = {f"{kind}pooled": out.pooler_output}
         for depth, layer in enumerate(getattr(out, "deepstack_features", None) or ()):
-            layers[f"deep.{depth}"] = layer
+            layers[f"{kind}deep.{depth}"] = layer
         apart = dict(_apart(name, layer, size) for name, layer in layers.items())
         found += [{name: parts[i] for name, parts in apart.items()} for i in range(size)]
     return dict(zip(images["numbers"], found, strict=True))
 
 
-def _seen(inner: Any, arguments: dict[str, Tensor]) -> Any:
-    """What the tower and what lies behind it make of some images."""
-    if not isinstance(inner, MllamaModel):
-        return inner.get_image_features(**arguments, return_dict=True)
-    out = inner.vision_model(**arguments)
-    out.pooler_output = inner.multi_modal_projector(out.last_hidden_state)
-    return out
+def _seen(inner: Any, batch: dict[str, Tensor]) -> Any:
+    """What the tower and what lies behind it make of some images, or videos."""
+    if isinstance(inner, MllamaModel):
+        out = inner.vision_model(**_accepted(inner.vision_model.forward, batch))
+        out.pooler_output = inner.multi_modal_projector(out.last_hidden_state)
+        return out
+    video = "pixel_values_videos" in batch
+    look = inner.get_video_features if video else inner.get_image_features
+    return look(**_accepted(look, batch), return_dict=True)
+
+
+def _accepted(function: Any, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _apart(name: str, features: Any, size: int) -> tuple[str, list[Tensor]]:
@@ -89,19 +94,37 @@ def crossed(features: Features, order: Sequence[int]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def given(lm: PreTrainedModel, features: Features, order: Sequence[int]) -> Iterator[None]:
-    """Inside, the model takes its images from `features`, in `order`."""
-    shown = [features[number] for number in order]
-    joined = {}
-    for name in sorted(shown[0]):
+def given(
+    lm: PreTrainedModel, features: Features, order: Sequence[int]
+) -> Iterator[dict[str, Tensor]]:
+    """Inside, a call of the model with these further arguments takes its images from `features`,
+    in `order`."""
+    inner, shown = backbone(lm), [features[number] for number in order]
+    videos = [one for one in shown if any(name.startswith("video.") for name in one)]
+    images = [one for one in shown if not any(name.startswith("video.") for name in one)]
+    call, some_pixels = {}, torch.zeros(1, device=lm.device)  # make the model ask for features
+    if images:
+        output = _output(images, "")
+        inner.get_image_features = lambda *_, **__: output  # an attribute before the method
+        call["pixel_values"] = some_pixels
+    if videos:
+        output_of_videos = _output(videos, "video.")
+        inner.get_video_features = lambda *_, **__: output_of_videos
+        call["pixel_values_videos"] = some_pixels
+    try:
+        yield call
+    finally:
+        for name in ("get_image_features", "get_video_features"):
+            inner.__dict__.pop(name, None)
+
+
+def _output(shown: Sequence[Encoded], kind: str) -> _Output:
+    """As the model's own method returns it."""
+    joined: dict[str, Any] = {}
+    for name in shown[0]:
         parts = [image[name] for image in shown]
-        joined[name.removesuffix("[]")] = parts if name.endswith("[]") else torch.cat(parts)
+        plain = name.removeprefix(kind).removesuffix("[]")
+        joined[plain] = parts if name.endswith("[]") else torch.cat(parts)
     pooled = joined.pop("pooled")
     deep = [joined[f"deep.{depth}"] for depth in range(len(joined))]
-    output = _Output(pooler_output=pooled, deepstack_features=deep or None)
-    inner = backbone(lm)
-    inner.get_image_features = lambda *args, **kwargs: output  # an attribute before the method
-    try:
-        yield
-    finally:
-        del inner.get_image_features
+    return _Output(pooler_output=pooled, deepstack_features=deep or None)

@@ -77,7 +77,8 @@ def llava(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
 def qwen(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
     """One grid of merged patches over the whole image, for each of its times."""
     merged = processor.image_processor.merge_size
-    [(times, rows, columns)] = pixels["image_grid_thw"].tolist()
+    grid = "image_grid_thw" if "image_grid_thw" in pixels else "video_grid_thw"
+    [(times, rows, columns)] = pixels[grid].tolist()
     return cells(size, rows // merged, columns // merged).repeat(times, 1)
 
 

@@ -103,6 +103,7 @@ def load_vision_language(
         truncate=truncate,
         packed=abilities.packed,
         multimodal=hasattr(backbone(lm), "get_rope_index"),
+        ticks=getattr(lm.config.vision_config, "tokens_per_second", None),
     )
     bare = VisionLanguageAdapter(lm, collator, abilities, precision=dtype, dropouts=dropouts)
     abilities = examine_with_images(bare)

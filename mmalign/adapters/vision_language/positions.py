@@ -12,8 +12,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-Grid = tuple[int, int, int]
-"""Times, rows and columns of an image in tokens of the language model."""
+Grid = tuple[int, int, int, float]
+"""Times, rows and columns of an image or video in tokens of the language model, and how far its
+times are apart."""
 
 
 def multimodal_positions(image: Sequence[bool], grids: Iterable[Grid]) -> tuple[Tensor, int]:
@@ -28,8 +29,9 @@ def multimodal_positions(image: Sequence[bool], grids: Iterable[Grid]) -> tuple[
             parts.append(torch.arange(start, start + length).expand(3, -1))
             start += length
         while within and length:
-            times, rows, columns = next(left)
-            axes = (torch.arange(times), torch.arange(rows), torch.arange(columns))
+            times, rows, columns, interval = next(left)
+            when = (torch.arange(times) * interval).long()
+            axes = (when, torch.arange(rows), torch.arange(columns))
             parts.append(torch.cartesian_prod(*axes).T.reshape(3, -1) + start)
             start += max(rows, columns)
             length -= times * rows * columns

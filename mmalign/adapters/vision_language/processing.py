@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -31,7 +32,24 @@ TEXT_SIDE = frozenset(
 """What a processor returns about tokens; all else is about images."""
 CROWD = "/crowd"
 """Ends the name of an image that is among several in its prompt, where that makes a difference."""
-Picture = Image.Image
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a video: their numbers among all of its `total` frames, of which there are `fps` in
+    a second."""
+
+    pictures: list[Image.Image]
+    numbers: list[int]
+    total: int
+    fps: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pictures[0].size
+
+
+Picture = Image.Image | Clip
 Pixels = dict[str, Tensor]
 """What the vision tower is given for one image, by the names of the model's arguments."""
 
@@ -52,8 +70,8 @@ class Processing:
     """Prompts and images as the model reads them. Travels to data workers.
 
     image_id: of the tokens that images become. placeholder: what stands for an image in a text.
-    image_ids: all tokens that no answer may hold. video_frames: that a video counts as, or all
-    that it has.
+    image_ids: all tokens that no answer may hold. seen_ids: those that stand for what is seen.
+    video_frames: that are taken of a video, or all that it has.
     """
 
     def __init__(
@@ -62,7 +80,10 @@ class Processing:
         self.processor = processor
         self.family = family
         self.image_id = image_id
+        self.seen_ids = {image_id}
         self.placeholder = str(processor.image_token)
+        if family.video != "images":
+            self.seen_ids.add(processor.video_token_id)
         self.image_ids = frozenset({image_id} | image_token_ids(processor))
         self.video_frames = video_frames
         self._frames: dict[str, int] = {}  # of videos, by digest
@@ -75,14 +96,14 @@ class Processing:
             for item in (
                 [{"type": "text", "text": self._said(part)}]
                 if isinstance(part, Text)
-                else [{"type": "image"}] * self.count(part)
+                else [{"type": "video" if self.whole(part) else "image"}] * self.count(part)
             )
         ]
 
     def plain_parts(self, parts: Sequence[Part]) -> str:
         """As a prompt that is used verbatim has them."""
         return "".join(
-            self._said(part) if isinstance(part, Text) else self.placeholder * self.count(part)
+            self._said(part) if isinstance(part, Text) else self._mark(part) * self.count(part)
             for part in parts
         )
 
@@ -104,7 +125,8 @@ class Processing:
         try:
             return self.processor(
                 text=[text],
-                images=[[self._uncropped(picture) for picture in pictures]] if pictures else None,
+                **self._images([one for one in pictures if not isinstance(one, Clip)]),
+                **_videos([one for one in pictures if isinstance(one, Clip)]),
                 return_tensors="pt",
                 **({"add_special_tokens": False} if begun else {}),
             )
@@ -112,7 +134,9 @@ class Processing:
             raise BadSample(f"the processor refuses the prompt: {error}") from error
 
     def image(self, picture: Picture, *, crowd: bool = False) -> Pixels:
-        """One image by itself. crowd: as it is among several."""
+        """One image or video by itself. crowd: as it is among several."""
+        if isinstance(picture, Clip):
+            return self.prompt(str(self.processor.video_token), [picture]).pixels
         pixels = self.prompt(self.placeholder * (1 + crowd), [picture] * (1 + crowd)).pixels
         return {name: value[:1] for name, value in pixels.items()} if crowd else pixels
 
@@ -123,9 +147,19 @@ class Processing:
         return [name + CROWD for name in found] if crowd else found
 
     def count(self, media: Media) -> int:
-        """Images that media count as. Raises BadSample for a video that cannot be read."""
-        if media.kind == "image":
-            return 1
+        """Images that media count as; 1 for a video that is seen as such. Raises BadSample for one
+        that cannot be read."""
+        return 1 if media.kind == "image" or self.whole(media) else self._taken(media)
+
+    def whole(self, media: Media) -> bool:
+        """Whether media are a video that is seen as such."""
+        return media.kind == "video" and self.family.video != "images"
+
+    def _mark(self, media: Media) -> str:
+        return str(self.processor.video_token) if self.whole(media) else self.placeholder
+
+    def _taken(self, media: Media) -> int:
+        """Frames that are looked at."""
         if media.digest not in self._frames:
             self._frames[media.digest] = min(self.video_frames, extent(media).frames)
         return self._frames[media.digest]
@@ -138,21 +172,29 @@ class Processing:
             if one.kind == "image":
                 found.setdefault(names[0], open_image(one))
             elif names[0] not in found:
-                taken = frames(one, len(names), choice="uniform")
-                found |= dict(zip(names, taken, strict=True))
+                count = self._taken(one)
+                taken = frames(one, count, choice="uniform")
+                if self.whole(one):
+                    whole = extent(one)
+                    numbers = np.linspace(0, whole.frames - 1, count).round().astype(int).tolist()
+                    found[names[0]] = Clip(taken, numbers, whole.frames, whole.fps)
+                else:
+                    found |= dict(zip(names, taken, strict=True))
         return found
 
     def _named(self, media: Media) -> list[str]:
         if media.kind == "image":
             return [media.digest]
-        count = self.count(media)
+        count = self._taken(media)
+        if self.whole(media):
+            return [f"{media.digest}/video/{count}"]
         return [f"{media.digest}/{number}/{count}" for number in range(count)]
 
     def together(self, name: str, pixels: Pixels) -> object:
         """Equal for images that the tower can be given together."""
         match self.family.together:
             case "all":
-                return None
+                return "pixel_values_videos" in pixels
             case "equal":
                 return tuple(sorted((key, tuple(value.shape)) for key, value in pixels.items()))
         return name
@@ -169,7 +211,12 @@ class Processing:
             )
         return part.text
 
-    def _uncropped(self, picture: Picture) -> Picture:
+    def _images(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
+        if not pictures:
+            return {"images": None}
+        return {"images": [[self._uncropped(picture) for picture in pictures]]}
+
+    def _uncropped(self, picture: Image.Image) -> Image.Image:
         """Padded to the shape of a processor that would otherwise crop it at the centre."""
         settings = self.processor.image_processor
         if not (self.family.crops and getattr(settings, "do_center_crop", None)):
@@ -180,6 +227,24 @@ class Processing:
         size = (round(width * scale), round(height * scale))
         mean = getattr(settings, "image_mean", None) or (0.5, 0.5, 0.5)
         return ImageOps.pad(picture, size, color=tuple(round(255 * m) for m in mean))
+
+
+def _videos(clips: Sequence[Clip]) -> dict[str, Any]:
+    """A processor's arguments for frames that have been chosen already."""
+    if not clips:
+        return {}
+    told = [
+        {
+            "total_num_frames": clip.total,
+            "fps": clip.fps,
+            "frames_indices": clip.numbers,
+            "width": clip.size[0],
+            "height": clip.size[1],
+        }
+        for clip in clips
+    ]
+    videos = [np.stack([np.asarray(picture) for picture in clip.pictures]) for clip in clips]
+    return {"videos": videos, "video_metadata": told, "do_sample_frames": False}
 
 
 def image_token_ids(processor: Any) -> set[int]:
