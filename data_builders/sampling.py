@@ -59,6 +59,7 @@ class Sampling:
         top_p: Share of the probability that tokens are drawn from.
         top_k: Tokens that are drawn from; 0 is all.
         max_new_tokens: Tokens of a text.
+        plan_tokens: Tokens of the words that a model of image tokens may write before it draws.
         guidance: Classifier-free guidance of images and videos.
         steps: Denoising steps.
         height: Pixels of images and videos.
@@ -71,6 +72,7 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     max_new_tokens: int | None = None
+    plan_tokens: int | None = None
     guidance: float | None = None
     steps: int | None = None
     height: int | None = None

@@ -138,13 +138,16 @@ def test_models_that_draw_and_a_reward_that_looks(tmp_path: Path, modality: str)
         tiny_pipelines.stable_diffusion().save_pretrained(model)
         options = {"steps": "2", "height": "16", "width": "16"}
     else:
-        model, options = save_image_model(tmp_path / "model", "janus"), {}
+        model, options = save_image_model(tmp_path / "model", "janus"), {"plan-tokens": "4"}
     scorer = save_open_clip(tmp_path / "clip")
     options |= {"model": str(model), "modality": modality, "samples": "2"}
     options |= {"reward": f"clip(model='{scorer}', pretrained=None)"}
     assert cli.main(command(lines(tmp_path), tmp_path / "out", **options)) == 0
     for preference in open_dataset(tmp_path / "out"):
-        assert isinstance(preference.chosen.response[-1], Media)
+        *plan, picture = preference.chosen.response
+        assert isinstance(picture, Media)
+        assert all(isinstance(part, Text) for part in plan)
+        assert len(plan) == (modality == "image-tokens")
         assert preference.aux["margin"] > 0
 
 
