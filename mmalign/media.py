@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib
 import io
+import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -67,13 +68,36 @@ def frames(media: Media, wanted: int, *, choice: FrameChoice = "consecutive") ->
     if media.kind == "video" and not _is_picture(media):
         return _stream_frames(media, wanted, choice)
     with _reading(media), _opened(media) as image:
-        count = getattr(image, "n_frames", 1) if media.kind == "video" else 1
-        numbers = _chosen(count, wanted, choice)
-        return [
-            _rgb(ImageOps.exif_transpose(frame))
-            for number, frame in enumerate(ImageSequence.Iterator(image))
-            if number in numbers
-        ]
+        repeats = _repeats(image) if media.kind == "video" else [1]
+        numbers = _chosen(sum(repeats), wanted, choice)
+        shown: list[Image.Image] = []
+        place = 0
+        for frame, times in zip(ImageSequence.Iterator(image), repeats, strict=False):
+            if mine := [number for number in range(place, place + times) if number in numbers]:
+                shown += [_rgb(ImageOps.exif_transpose(frame))] * len(mine)
+            place += times
+        return shown
+
+
+def animation(pictures: Sequence[Image.Image], *, fps: float) -> Media:
+    """Pictures of one size as animated WebP, without loss.
+
+    The format joins neighbouring frames that are alike, so their number stands in the EXIF data,
+    where `frames` looks for it.
+    """
+    exif = Image.Exif()
+    exif[_DESCRIPTION] = f"{len(pictures)} frames"
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer,
+        "WEBP",
+        save_all=True,
+        append_images=pictures[1:],
+        lossless=True,
+        duration=round(1000 / fps),
+        exif=exif,
+    )
+    return Media("video", data=buffer.getvalue())
 
 
 def png(image: Image.Image, *, level: int = 6) -> Media:
@@ -102,7 +126,28 @@ def extent(media: Media) -> Extent:
             width, height = height, width
         duration = image.info.get("duration") or 100.0  # of a frame, in milliseconds
         fps = 1000.0 / duration if media.kind == "video" else 0.0
-        return Extent(height, width, getattr(image, "n_frames", 1), fps)
+        return Extent(height, width, sum(_repeats(image)), fps)
+
+
+_DESCRIPTION = 0x010E  # of EXIF
+
+
+def _repeats(image: Image.Image) -> list[int]:
+    """How often each stored frame is shown: once, unless `animation` wrote several alike."""
+    stored = getattr(image, "n_frames", 1)
+    found = re.fullmatch(r"(\d+) frames", str(image.getexif().get(_DESCRIPTION, "")))
+    if found is None or int(found[1]) <= stored:
+        return [1] * stored
+    if stored == 1:  # a still picture, which has no duration
+        return [int(found[1])]
+    durations = []
+    for number in range(stored):
+        image.seek(number)
+        image.load()
+        durations.append(float(image.info["duration"]))
+    image.seek(0)
+    one = sum(durations) / int(found[1])
+    return [round(duration / one) for duration in durations]
 
 
 def _chosen(count: int, wanted: int, choice: FrameChoice) -> dict[int, None]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 from PIL import Image
@@ -42,7 +42,6 @@ def sampled(
 ) -> list[Media]:
     """One picture or video per prompt, with equal seeds in every stage, kept in
     out/samples/STAGE. options: of the adapter's `sample`."""
-    folder = out / "samples" / stage
     if not prompts:
         return []
     messages = [(Message("user", (Text(prompt),)),) for prompt in prompts]
@@ -50,11 +49,26 @@ def sampled(
     with progress(f"samples {stage}", total=len(prompts)) as advance:
         found = policy.sample(messages, seeds, progress=lambda done, _: advance(to=done), **options)
     media = [part for sample in found for part in sample.response if isinstance(part, Media)]
+    _write(media, out / "samples" / stage)
+    return media
+
+
+def kept_media(folder: Path, make: Callable[[], Sequence[Media]]) -> list[Media]:
+    """Pictures or videos that are made once and read from their files afterwards."""
+    if not folder.exists():
+        _write(make(), folder)
+    files = sorted(folder.iterdir(), key=lambda file: int(file.stem))
+    return [Media(_KINDS[file.suffix], data=file.read_bytes()) for file in files]
+
+
+_KINDS: dict[str, Literal["image", "video"]] = {".png": "image", ".webp": "video"}
+
+
+def _write(media: Sequence[Media], folder: Path) -> None:
+    endings = {kind: ending for ending, kind in _KINDS.items()}
     with whole_folder(folder) as partial:
         for index, one in enumerate(media):
-            ending = "png" if one.kind == "image" else "webp"
-            (partial / f"{index:03d}.{ending}").write_bytes(one.content)
-    return media
+            (partial / f"{index:03d}{endings[one.kind]}").write_bytes(one.content)
 
 
 @dataclass

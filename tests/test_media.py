@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmalign import media as media_file
 from mmalign.errors import BadSample
-from mmalign.media import open_image, png
+from mmalign.media import animation, extent, frames, open_image, png
 from mmalign.records import Media
 
 RED, GREEN = (200, 30, 40), (10, 120, 60)
@@ -100,3 +100,14 @@ def test_bombs_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPat
 def test_png_loses_nothing() -> None:
     image = Image.effect_noise((9, 7), 50).convert("RGB")
     assert open_image(png(image)).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("same", [(), (1,), (3,), (1, 2, 3, 4)], ids=str)
+def test_frames_that_are_alike_are_all_there(same: tuple[int, ...]) -> None:
+    """same: frames that equal the one before."""
+    shown = [Image.new("RGB", (8, 8), (40 * n, 0, 0)) for n in range(5)]
+    for number in same:
+        shown[number] = shown[number - 1]
+    media = animation(shown, fps=8)
+    assert extent(media).frames == 5
+    assert [f.getpixel((0, 0)) for f in frames(media, 5)] == [f.getpixel((0, 0)) for f in shown]

@@ -92,7 +92,7 @@ def draw(shape: Shape, look: random.Random) -> Pixels:
     x = column * half + scale + look.uniform(0, room)
     y = row * half + scale + look.uniform(0, room)
     box = (x, y, x + size, y + size)
-    _outline(ImageDraw.Draw(image), shape.kind, box, COLOURS[shape.colour])
+    outline(ImageDraw.Draw(image), shape.kind, box, COLOURS[shape.colour])
     return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
@@ -116,20 +116,20 @@ def careless_caption(shape: Shape, annotator: random.Random, *, carelessness: fl
 def seen(pixels: Pixels) -> Shape | None:
     """The shape in a picture of any even size, judged at 32 x 32; None where there is not exactly
     one, of one colour, in one corner."""
-    nearest = _palette(pixels)
+    nearest = palette(pixels)
     area = SIDE**2 / nearest.size
     corners = _quarters(nearest)
-    filled = [np.count_nonzero(corner) * area for corner in corners]
-    full = [place for place, count in enumerate(filled) if count > MOST]
-    if len(full) != 1 or filled[full[0]] < LEAST:
+    shown = [np.count_nonzero(corner) * area for corner in corners]
+    full = [place for place, count in enumerate(shown) if count > MOST]
+    if len(full) != 1 or shown[full[0]] < LEAST:
         return None
     corner = corners[full[0]]
     counts = np.bincount(corner.ravel(), minlength=len(COLOURS) + 1)[1:]
     if counts.max() < PURITY * counts.sum():
         return None
     colour = list(COLOURS)[int(counts.argmax())]
-    fill = _fill(_quarters(pixels)[full[0]], colour)
-    kind = min(KINDS, key=lambda name: abs(KINDS[name] - fill))
+    filled = fill(_quarters(pixels)[full[0]], colour)
+    kind = min(KINDS, key=lambda name: abs(KINDS[name] - filled))
     return Shape(colour, kind, CORNERS[full[0]])
 
 
@@ -144,7 +144,7 @@ def score(pixels: Pixels, asked: Shape) -> float:
 
 def foreground(pixels: Pixels) -> NDArray[np.bool_]:
     """(h, w) where something is painted: what is left of a picture without its colours."""
-    return _palette(pixels) > 0
+    return palette(pixels) > 0
 
 
 def _quarters(picture: NDArray[Any]) -> list[NDArray[Any]]:
@@ -152,14 +152,14 @@ def _quarters(picture: NDArray[Any]) -> list[NDArray[Any]]:
     return [quarter for half in np.split(picture, 2) for quarter in np.split(half, 2, axis=1)]
 
 
-def _palette(pixels: Pixels) -> NDArray[np.int64]:
+def palette(pixels: Pixels) -> NDArray[np.int64]:
     """(h, w) number of the nearest colour; 0 is the background."""
-    palette = np.array([BACKGROUND, *COLOURS.values()], dtype=np.float64)
-    distance = np.square(pixels.astype(np.float64)[:, :, None] - palette).sum(-1)
+    colours = np.array([BACKGROUND, *COLOURS.values()], dtype=np.float64)
+    distance = np.square(pixels.astype(np.float64)[:, :, None] - colours).sum(-1)
     return distance.argmin(-1)
 
 
-def _fill(quarter: Pixels, colour: str) -> float:
+def fill(quarter: Pixels, colour: str) -> float:
     """How much of its box a shape of this colour fills; a pixel on an edge counts in part."""
     full = np.subtract(COLOURS[colour], BACKGROUND, dtype=np.float64)
     there = np.clip((quarter - np.array(BACKGROUND, np.float64)) @ full / (full @ full), 0, 1)
@@ -167,7 +167,7 @@ def _fill(quarter: Pixels, colour: str) -> float:
     return float(there.sum() / (height * width))
 
 
-def _outline(
+def outline(
     canvas: ImageDraw.ImageDraw,
     kind: str,
     box: tuple[float, float, float, float],

@@ -66,7 +66,7 @@ def _train_autoencoder(vae: AutoencoderKL, pixels: Tensor) -> None:
         vae.quant_conv.weight[CHANNELS:] = 0.0
         vae.quant_conv.bias[CHANNELS:] = 2 * math.log(0.1)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=0.0)
-    for _, picked in _batches("autoencoder", len(pixels), AUTOENCODER_STEPS, optimizer):
+    for _, picked in batches("autoencoder", len(pixels), AUTOENCODER_STEPS, optimizer):
         posterior = vae.encode(pixels[picked]).latent_dist
         latent = posterior.sample()
         spread = posterior.kl().mean() / latent[0].numel()
@@ -82,15 +82,15 @@ def _latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
 
 def _train_denoiser(pipe: Any, latents: Tensor, captions: list[str]) -> None:
     """v-prediction, more often where there is much noise, which is where the words decide."""
-    tokens, nothing = _tokens(pipe, captions), _tokens(pipe, [""])
+    told, nothing = tokens(pipe, captions), tokens(pipe, [""])
     networks = nn.ModuleList([pipe.transformer, pipe.text_encoder]).train()
     average = copy.deepcopy(networks)
     optimizer = torch.optim.AdamW(
         networks.parameters(), lr=1.5e-3, betas=(0.9, 0.99), weight_decay=0.01
     )
-    for step, picked in _batches("denoiser", len(latents), DENOISER_STEPS, optimizer):
+    for step, picked in batches("denoiser", len(latents), DENOISER_STEPS, optimizer):
         clean = latents[picked]
-        words = torch.where(torch.rand(BATCH, 1) < EMPTY, nothing, tokens[picked])
+        words = torch.where(torch.rand(BATCH, 1) < EMPTY, nothing, told[picked])
         noise = torch.randn_like(clean)
         times = (1000 * (1 - torch.rand(BATCH) ** 1.5)).long().clamp(0, 999)
         mask = (words != pipe.tokenizer.pad_token_id).long()
@@ -103,21 +103,26 @@ def _train_denoiser(pipe: Any, latents: Tensor, captions: list[str]) -> None:
         ).sample
         F.mse_loss(found, pipe.scheduler.get_velocity(clean, noise, times)).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        share = 1 - min(KEPT, step / (step + 20))
-        with torch.no_grad():
-            for kept, weight in zip(average.parameters(), networks.parameters(), strict=True):
-                kept.lerp_(weight, share)
+        follow(average, networks, step)
     networks.load_state_dict(average.state_dict())
 
 
-def _tokens(pipe: Any, texts: list[str]) -> Tensor:
+@torch.no_grad()
+def follow(average: nn.Module, networks: nn.Module, step: int) -> None:
+    """A running mean of the weights, of fewer steps at the beginning."""
+    share = 1 - min(KEPT, step / (step + 20))
+    for kept, weight in zip(average.parameters(), networks.parameters(), strict=True):
+        kept.lerp_(weight, share)
+
+
+def tokens(pipe: Any, texts: list[str]) -> Tensor:
     found = pipe.tokenizer(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")
     ids: Tensor = found.input_ids
     return ids
 
 
-def _batches(
-    what: str, rows: int, steps: int, optimizer: torch.optim.Optimizer
+def batches(
+    what: str, rows: int, steps: int, optimizer: torch.optim.Optimizer, *, size: int = BATCH
 ) -> Iterator[tuple[int, Tensor]]:
     """Rows to take a gradient of; the optimiser steps when the next ones are asked for."""
     began, rate = time.perf_counter(), optimizer.param_groups[0]["lr"]
@@ -125,7 +130,7 @@ def _batches(
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
             group["lr"] = rate * warm * (0.525 + 0.475 * math.cos(math.pi * step / steps))
-        yield step, torch.randint(0, rows, (BATCH,))
+        yield step, torch.randint(0, rows, (size,))
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0:

@@ -5,7 +5,6 @@ Pixels are (frames, 3, height, width), uint8; an image has one frame.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from mmalign.media import FrameChoice, frames, png
+from mmalign.media import FrameChoice, animation, frames, png
 from mmalign.records import Media
 
 
@@ -44,16 +43,7 @@ def encoded(shown: Tensor, *, fps: float = 8.0) -> Media:
     pictures = [Image.fromarray(f) for f in shown.permute(0, 2, 3, 1).cpu().numpy()]
     if len(pictures) == 1:
         return png(pictures[0])
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer,
-        "WEBP",
-        save_all=True,
-        append_images=pictures[1:],
-        lossless=True,
-        duration=round(1000 / fps),
-    )
-    return Media("video", data=buffer.getvalue())
+    return animation(pictures, fps=fps)
 
 
 def _fitted(image: Image.Image, bucket: Bucket) -> Image.Image:

@@ -1,0 +1,109 @@
+"""The quickstarts of generators from a model to a report, and what they measure."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmalign.errors import UserError
+from mmalign.media import png
+from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
+from mmalign.pipelines.quickstart_image import PICTURES
+from mmalign.pipelines.quickstart_video import VIDEOS
+from mmalign.playground.pictures import draw, prompts
+from mmalign.playground.tiny_filmer import random_filmer
+from mmalign.playground.tiny_painter import random_painter
+from mmalign.training.options import TrainingOptions
+
+RECIPE = Recipe(
+    samples=4,
+    rounds=1,
+    measured=2,
+    objective="dpo(beta=200.0) + 100*nll()",
+    control="nll()",
+    training=TrainingOptions(steps=2, batch_size=2, learning_rate=1e-3),
+)
+MODELS: dict[str, tuple[World, Callable[[], Any], str]] = {
+    "image": (PICTURES, random_painter, "image/png"),
+    "video": (VIDEOS, random_filmer, "image/webp"),
+}
+
+
+def quick(world: World) -> World:
+    """Few prompts, few steps, and a judge that likes some drawings of a model that can nothing."""
+    return replace(
+        world,
+        prompts=lambda split, seed: world.prompts(split, seed)[:4],
+        score=lambda shown, asked: float(shown.sum() % 2),
+        sampling={"steps": 1, "guidance": 1.0, "batch_size": 8},
+    )
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def world_and_model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[World, Path, str]:
+    world, make, kind = MODELS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        make().save_pretrained(folder)
+    return quick(world), folder, kind
+
+
+def test_leaves_all_that_it_promises_and_goes_on(
+    world_and_model: tuple[World, Path, str], tmp_path: Path
+) -> None:
+    world, model, kind = world_and_model
+    align_on_own_drawings(world, model, RECIPE, tmp_path / "run", seed=0)
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(first) >= {"before", "after", "control", "seconds", "n", "seed", "preferences"}
+    assert first["n"] == 8
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert report.count(f"data:{kind};base64,") == 4 * 3
+    for stage in ("aligned", "control"):
+        assert (tmp_path / "run" / stage / "model" / "README.md").exists()
+    align_on_own_drawings(world, model, RECIPE, tmp_path / "run", seed=0)
+    again = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert {name: again[name] for name in ("before", "after", "control")} == {
+        name: first[name] for name in ("before", "after", "control")
+    }
+
+
+def test_nothing_to_prefer_is_an_error_that_says_so(
+    world_and_model: tuple[World, Path, str], tmp_path: Path
+) -> None:
+    world, model, _ = world_and_model
+    hopeless = replace(world, score=lambda shown, asked: 0.0)
+    with pytest.raises(UserError, match="there is nothing to prefer"):
+        align_on_own_drawings(hopeless, model, RECIPE, tmp_path / "run", seed=0)
+
+
+def test_figures_are_means_over_prompts() -> None:
+    one, other = prompts("held_out")[:2]
+    look = random.Random(0)
+    same = draw(one, look)
+    painted = {one: [same, same], other: [draw(other, look), draw(one, look)]}
+    media = {
+        shape: [png(Image.fromarray(np.asarray(each))) for each in drawn]
+        for shape, drawn in painted.items()
+    }
+    found = measure(PICTURES, media)
+    assert found["satisfied"].value == pytest.approx(3 / 4)
+    assert found["diversity"].value == 0.0, "of one prompt, with two equal pictures"
+
+
+def test_diversity_is_one_for_drawings_that_share_nothing() -> None:
+    left, right = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
+    left[:4], right[4:] = True, True
+    assert diversity([left, right]) == 1.0
+    assert diversity([left, left]) == 0.0
