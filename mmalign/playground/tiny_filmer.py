@@ -51,6 +51,8 @@ def random_filmer() -> WanPipeline:
             num_res_blocks=1,
             attn_scales=[],
             temperal_downsample=[False, False],
+            scale_factor_temporal=1,
+            scale_factor_spatial=4,
             latents_mean=[0.0] * CHANNELS,
             latents_std=[1.0] * CHANNELS,
         ),
