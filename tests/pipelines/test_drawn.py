@@ -18,9 +18,7 @@ from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
 from mmalign.pipelines.quickstart_image import PICTURES
-from mmalign.pipelines.quickstart_video import VIDEOS
 from mmalign.playground.pictures import draw, prompts
-from mmalign.playground.tiny_filmer import random_filmer
 from mmalign.playground.tiny_painter import random_painter
 from mmalign.training.options import TrainingOptions
 
@@ -34,7 +32,6 @@ RECIPE = Recipe(
 )
 MODELS: dict[str, tuple[World, Callable[[], Any], str]] = {
     "image": (PICTURES, random_painter, "image/png"),
-    "video": (VIDEOS, random_filmer, "image/webp"),
 }
 
 
