@@ -117,9 +117,9 @@ def build(
     """
     sound: list[Preference] = []
     for preference in preferences:
-        missing = [n for n in ("layout", "count", "target") if n not in preference.source.details]
-        if missing:
-            reason = f"has no {missing[0]}: collage makes what this builder reads"
+        details = preference.source.details
+        if details.get("layout") not in PUBLISHED or not {"count", "target"} <= set(details):
+            reason = "is not a question about one of several images, as collage makes them"
             yield Refused(preference.id, reason, "source")
         else:
             sound.append(preference)

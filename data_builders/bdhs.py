@@ -22,7 +22,7 @@ from mmalign.adapters.vision_language import VisionLanguageAdapter
 from mmalign.data.views import noise as diffused
 from mmalign.data_builders.answered import Answered
 from mmalign.data_builders.command import as_command
-from mmalign.data_builders.continuing import Drawing, Start, continuations, image_tokens
+from mmalign.data_builders.continuing import Drawing, Start, continuations, image_tokens, never
 from mmalign.data_builders.engine import Refused
 from mmalign.data_builders.likeness import Embed, load_embed
 from mmalign.data_builders.sampling import SampledModel, load
@@ -172,7 +172,7 @@ def rejected_answers(
             max_new_tokens=completing.sentence_tokens if guided else completing.answer_tokens,
             temperature=completing.temperature,
             top_p=completing.top_p,
-            ends=end_of_sentence if guided else _never,
+            ends=end_of_sentence if guided else never,
             layers=blinding.mask_layers,
             batch_size=batch_size,
         )
@@ -185,10 +185,6 @@ def rejected_answers(
             if likeness < completing.similarity or attempt == completing.attempts:
                 done[place] = each.rejected(text, likeness)
     return [done[place] for place in range(len(answers))]
-
-
-def _never(text: str) -> None:
-    return None
 
 
 class _Try:

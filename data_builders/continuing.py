@@ -35,6 +35,11 @@ class Start:
     seed: int
 
 
+def never(text: str) -> None:
+    """Where a text ends that goes on until the model ends it."""
+    return
+
+
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """How a continuation is drawn.
@@ -47,7 +52,7 @@ class Drawing:
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    ends: Callable[[str], int | None] = lambda text: None
+    ends: Callable[[str], int | None] = never
     not_empty: bool = True
     layers: Sequence[int] = ()
     batch_size: int = 16

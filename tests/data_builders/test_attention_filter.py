@@ -126,7 +126,7 @@ def test_without_answers_a_model_is_needed_and_other_data_are_refused() -> None:
     other = answered()
     (found,) = build([replace(other, source=Provenance())])
     assert isinstance(found, Refused)
-    assert "layout" in found.reason
+    assert "as collage makes them" in found.reason
 
 
 def records(count: int = 4) -> list[Record]:
