@@ -29,7 +29,7 @@ from mmalign.adapters.vision_language.families import Family
 from mmalign.adapters.vision_language.features import backbone
 from mmalign.errors import BadSample, UserError
 from mmalign.media import frames, open_image, png
-from mmalign.records import Media, Message, Sample, Text, media_of
+from mmalign.records import PLAIN, Media, Message, Sample, Text, media_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values")
 
@@ -350,6 +350,14 @@ def test_a_placeholder_in_the_text_is_refused(adapter: VisionLanguageAdapter) ->
     marker = adapter.collator.processing.placeholder
     with pytest.raises(BadSample, match="stands for an image"):
         adapter.collate([sample("Yes.", ONE, f"{marker} What is it?")], [0])
+    written = adapter.tokenizer.convert_ids_to_tokens(adapter.collator.processing.image_id)
+    with pytest.raises(BadSample, match="stands for an image"):
+        adapter.collate([sample("Yes.", ONE, f"{written} What is it?")], [0])
+    with pytest.raises(BadSample, match="stands for an image"):
+        adapter.collate([sample(f"A {written}.", ONE, "What is it?")], [0])
+    plain = Sample((Message(PLAIN, (ONE, Text("What is it?"))),), (Text(f"A {written}."),))
+    with pytest.raises(BadSample, match="the response holds the token"):
+        adapter.collate([plain], [0])
 
 
 def test_a_video_counts_as_evenly_spaced_frames(folder_of: Callable[[str], Path]) -> None:

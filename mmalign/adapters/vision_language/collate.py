@@ -175,6 +175,11 @@ class VisionLanguageCollator:
         """Raises BadSample for what the model cannot take, and for samples too long."""
         prompt = self.prompt(sample.prompt)
         found = replace(self.words.tokens(sample), prompt=prompt.ids, images=prompt.images)
+        if not self.processing.seen_ids.isdisjoint(found.completion):
+            raise BadSample(
+                "the response holds the token that stands for an image, where there is none: take "
+                "it out"
+            )
         return limited(found, max_length=self.max_length, truncate=self.truncate)
 
     def prompt(self, messages: tuple[Message, ...]) -> Prompt:

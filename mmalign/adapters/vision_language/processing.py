@@ -85,6 +85,8 @@ class Processing:
         if family.video != "images":
             self.seen_ids.add(processor.video_token_id)
         self.image_ids = frozenset({image_id} | image_token_ids(processor))
+        written = processor.tokenizer.convert_ids_to_tokens(sorted(self.seen_ids))
+        self._markers = (self.placeholder, *written)
         self.video_frames = video_frames
         self._frames: dict[str, int] = {}  # of videos, by digest
 
@@ -204,11 +206,12 @@ class Processing:
         return () if types is None else tuple(found[types.name][0].tolist())
 
     def _said(self, part: Text) -> str:
-        if self.placeholder in part.text:
-            raise BadSample(
-                f"the prompt's text holds {self.placeholder!r}, which stands for an image: put the "
-                "image there as a part of the message, or take the marker out"
-            )
+        for marker in self._markers:
+            if marker in part.text:
+                raise BadSample(
+                    f"a text holds {marker!r}, which stands for an image: put the image "
+                    "there as a part of the message, or take the marker out"
+                )
         return part.text
 
     def _images(self, pictures: Sequence[Image.Image]) -> dict[str, Any]:
@@ -236,7 +239,7 @@ def _videos(clips: Sequence[Clip]) -> dict[str, Any]:
     told = [
         {
             "total_num_frames": clip.total,
-            "fps": clip.fps,
+            "fps": clip.fps or None,  # unknown: the processor assumes a rate
             "frames_indices": clip.numbers,
             "width": clip.size[0],
             "height": clip.size[1],
