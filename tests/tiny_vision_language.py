@@ -156,7 +156,7 @@ def llava_onevision() -> Made:
         num_image_tokens=4,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_4",
-        chat_template=CHAT.replace("IMAGE", "<image>"),
+        chat_template=CHAT.replace("IMAGE", "<image>").replace("VIDEO", "<video>"),
     )
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 

@@ -35,7 +35,8 @@ class Family:
     call. crowd: whether an image among several is cut up otherwise than one alone. crops: whether a
     processor whose settings say that it crops at the centre does so. cross_attention: whether the
     decoder looks at images there instead of reading them as tokens. video: what becomes of one:
-    images; tokens of its own, with times as positions; or with times written between them."""
+    images; tokens of its own, with times in their positions if there are any; or with times written
+    between them."""
 
     layout: Layout | None = None
     types: TokenTypes | None = None
@@ -70,7 +71,9 @@ FAMILIES: dict[str, Family] = {
     "Idefics3Processor": Family(layouts.idefics3),
     "InternVLProcessor": Family(layouts.internvl),
     "LlavaNextProcessor": Family(layouts.llava_next, crops=False),
-    "LlavaOnevisionProcessor": Family(layouts.llava_onevision, crowd=True, crops=False),
+    "LlavaOnevisionProcessor": Family(
+        layouts.llava_onevision, crowd=True, crops=False, video="timed"
+    ),
     "LlavaProcessor": Family(layouts.llava),
     "MllamaProcessor": Family(layouts.mllama, cross_attention=True),
     "Molmo2Processor": Family(

@@ -124,7 +124,10 @@ def _output(shown: Sequence[Encoded], kind: str) -> _Output:
     for name in shown[0]:
         parts = [image[name] for image in shown]
         plain = name.removeprefix(kind).removesuffix("[]")
-        joined[plain] = parts if name.endswith("[]") else torch.cat(parts)
+        if kind and not name.endswith("[]"):  # videos may differ in length
+            joined[plain] = torch.cat([part.flatten(0, -2) for part in parts])[None]
+        else:
+            joined[plain] = parts if name.endswith("[]") else torch.cat(parts)
     pooled = joined.pop("pooled")
     deep = [joined[f"deep.{depth}"] for depth in range(len(joined))]
     return _Output(pooler_output=pooled, deepstack_features=deep or None)

@@ -91,8 +91,12 @@ def llava_next(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tens
 
 
 def llava_onevision(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
-    """As LLaVA-Next, with a limit to the tiles' tokens; among several images it has no tiles."""
+    """As LLaVA-Next, with a limit to the tiles' tokens; among several images it has no tiles. Of a
+    video, each frame by one coarser grid."""
     grid = math.isqrt(processor.num_image_tokens)
+    if "pixel_values_videos" in pixels:
+        coarse, count = math.ceil(grid / 2), pixels["pixel_values_videos"].shape[1]
+        return torch.cat([cells(size, coarse, coarse).repeat(count, 1), separators(1)])
     whole = cells(size, grid, grid)
     if pixels["batch_num_images"][0] != 1:
         return torch.cat([whole, separators(1)])

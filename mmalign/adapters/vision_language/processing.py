@@ -144,9 +144,9 @@ class Processing:
 
     def names(self, media: Sequence[Media]) -> list[str]:
         """What tells a prompt's images and frames apart, in order, without decoding them."""
-        found = [name for one in media for name in self._named(one)]
-        crowd = self.family.crowd and len(found) > 1
-        return [name + CROWD for name in found] if crowd else found
+        found = [(name, self.whole(one)) for one in media for name in self._named(one)]
+        crowd = self.family.crowd and sum(not whole for _, whole in found) > 1
+        return [name + CROWD if crowd and not whole else name for name, whole in found]
 
     def count(self, media: Media) -> int:
         """Images that media count as; 1 for a video that is seen as such. Raises BadSample for one
