@@ -29,7 +29,7 @@ def internvl() -> Made:
         coder,
         t.InternVLVideoProcessor(size=side),
         image_seq_length=4,
-        chat_template=CHAT.replace("IMAGE", "<IMG_CONTEXT>"),
+        chat_template=CHAT.replace("IMAGE", "<IMG_CONTEXT>").replace("VIDEO", "<video>"),
     )
     return t.InternVLForConditionalGeneration(config), processor
 

@@ -363,7 +363,7 @@ def test_a_placeholder_in_the_text_is_refused(adapter: VisionLanguageAdapter) ->
 def test_a_video_counts_as_evenly_spaced_frames(folder_of: Callable[[str], Path]) -> None:
     """Of another number of frames, another one is the second; a short video has all it has."""
     for wanted, taken in ((3, (0, 2, 4)), (2, (0, 4)), (8, (0, 1, 2, 3, 4))):
-        adapter = load_vision_language(folder_of("internvl"), video_frames=wanted)
+        adapter = load_vision_language(folder_of("llava_next"), video_frames=wanted)
         moving, still = video(5), [png(frame) for frame in frames(video(5), 5)]
         as_images = [still[number] for number in taken]
         asked = [sample("A dog.", *shown, "?") for shown in ([moving], as_images, [moving, ONE])]
@@ -373,7 +373,9 @@ def test_a_video_counts_as_evenly_spaced_frames(folder_of: Callable[[str], Path]
         assert [span.size for span in spans] == [(70, 50)] * len(taken) + [(80, 60)]
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize(
+    "family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl"]
+)
 def test_a_video_seen_as_such_equals_the_library(
     adapter_of: Callable[[str], VisionLanguageAdapter],
     folder_of: Callable[[str], Path],
@@ -424,7 +426,7 @@ def test_a_video_seen_as_such_equals_the_library(
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-5)
     [still, whole] = adapter.spans(samples[0].prompt)
     assert (still.size, whole.size) == ((80, 60), (70, 50))
-    frame = len(whole.positions) // (7 if family == "llava_onevision" else 4)  # two by two
+    frame = len(whole.positions) // (4 if "qwen" in family else 7)  # two by two
     assert torch.equal(
         whole.rectangles, whole.rectangles[:frame].repeat(len(whole.positions) // frame, 1)
     )

@@ -252,7 +252,7 @@ class VisionLanguageCollator:
         found = self.processing.prompt(text, [opened[name.removesuffix(CROWD)] for name in order])
         if not found.ids:
             raise BadSample("the prompt is empty and the tokenizer has no token to begin with")
-        if len(order) == 1:
+        if len(order) == 1 and not self.processing.whole(media[0]):
             self._remember(order[0], found.pixels)
         grids = self._grids(found.pixels, media) if self.multimodal else ()
         return Prompt(found.ids, found.types, tuple(order), grids, found.crossed)

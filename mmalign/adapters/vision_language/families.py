@@ -36,7 +36,7 @@ class Family:
     processor whose settings say that it crops at the centre does so. cross_attention: whether the
     decoder looks at images there instead of reading them as tokens. video: what becomes of one:
     images; tokens of its own, with times in their positions if there are any; or with times written
-    between them."""
+    between them; or frames as images, with captions."""
 
     layout: Layout | None = None
     types: TokenTypes | None = None
@@ -44,7 +44,7 @@ class Family:
     crowd: bool = False
     crops: bool = True
     cross_attention: bool = False
-    video: Literal["images", "timed", "captioned"] = "images"
+    video: Literal["images", "timed", "captioned", "frames"] = "images"
 
 
 def _runs(types: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ FAMILIES: dict[str, Family] = {
         layouts.gemma3, TokenTypes("token_type_ids", 0, _runs, beyond_window=False)
     ),
     "Idefics3Processor": Family(layouts.idefics3),
-    "InternVLProcessor": Family(layouts.internvl),
+    "InternVLProcessor": Family(layouts.internvl, video="frames"),
     "LlavaNextProcessor": Family(layouts.llava_next, crops=False),
     "LlavaOnevisionProcessor": Family(
         layouts.llava_onevision, crowd=True, crops=False, video="timed"

@@ -27,6 +27,9 @@ from transformers.models.mllama.image_processing_mllama import (
 Size = tuple[int, int]
 Layout = Callable[[Any, Size, Mapping[str, Tensor]], Tensor]
 
+FRAMES = "frames"
+"""Is among the pixels of a video that a family takes for images."""
+
 
 @dataclass(frozen=True)
 class ImageSpan:
@@ -109,9 +112,11 @@ def llava_onevision(processor: Any, size: Size, pixels: Mapping[str, Tensor]) ->
 
 
 def internvl(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
-    """Tiles that cover the image, then the whole image where there are several."""
+    """Tiles that cover the image, then all of it where there are several; a video's frames."""
     settings, count = processor.image_processor, len(pixels["pixel_values"])
     grid = math.isqrt(processor.image_seq_length)
+    if FRAMES in pixels:
+        return cells(size, grid, grid).repeat(count, 1)
     if count == 1:
         return cells(size, grid, grid)
     side = (settings.size["height"], settings.size["width"])

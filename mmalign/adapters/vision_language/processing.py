@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from mmalign.adapters.vision_language.families import Family
+from mmalign.adapters.vision_language.layouts import FRAMES
 from mmalign.errors import BadSample
 from mmalign.media import extent, frames, open_image
 from mmalign.records import Media, Part, Text
@@ -82,7 +84,7 @@ class Processing:
         self.image_id = image_id
         self.seen_ids = {image_id}
         self.placeholder = str(processor.image_token)
-        if family.video != "images":
+        if family.video in ("timed", "captioned"):
             self.seen_ids.add(processor.video_token_id)
         self.image_ids = frozenset({image_id} | image_token_ids(processor))
         written = processor.tokenizer.convert_ids_to_tokens(sorted(self.seen_ids))
@@ -138,7 +140,9 @@ class Processing:
     def image(self, picture: Picture, *, crowd: bool = False) -> Pixels:
         """One image or video by itself. crowd: as it is among several."""
         if isinstance(picture, Clip):
-            return self.prompt(str(self.processor.video_token), [picture]).pixels
+            pixels = self.prompt(str(self.processor.video_token), [picture]).pixels
+            count = {FRAMES: torch.tensor([len(picture.pictures)])}
+            return pixels | count if self.family.video == "frames" else pixels
         pixels = self.prompt(self.placeholder * (1 + crowd), [picture] * (1 + crowd)).pixels
         return {name: value[:1] for name, value in pixels.items()} if crowd else pixels
 
