@@ -124,6 +124,8 @@ def extent(media: Media) -> Extent:
         width, height = image.size
         if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # EXIF: lies on its side
             width, height = height, width
+        if media.kind == "video":
+            image.load()  # WebP says how long a frame is shown when it decodes it
         duration = image.info.get("duration") or 100.0  # of a frame, in milliseconds
         fps = 1000.0 / duration if media.kind == "video" else 0.0
         return Extent(height, width, sum(_repeats(image)), fps)

