@@ -2,8 +2,7 @@
 
 A prompt says how two things lie, "a red circle left of a blue square"; their sizes, and in which
 row or column of the picture they lie, are left open, so that one prompt has many good pictures.
-Careless annotators mix up the colours, or which thing is on which side, and who learns from them
-often draws something else than was asked for.
+Careless annotators mix up the colours, or which thing is on which side.
 """
 
 from __future__ import annotations

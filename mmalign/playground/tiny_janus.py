@@ -1,9 +1,12 @@
-"""A Janus of a million weights that draws two coloured shapes, and how it was made.
+"""A Janus of two million weights that draws two coloured shapes, and how to train such a model.
 
-Its classes and files are those of any Janus in transformers. Its checkpoint comes with mmalign
-(`TINY_JANUS`); `python -m mmalign.playground.tiny_janus FOLDER` trains it anew from nothing, half
-an hour on one core: the image tokenizer first, then the generator on drawings with the captions of
-careless annotators, so that it often draws something else than was asked for.
+Its classes and files are those of any Janus in transformers. `python -m
+mmalign.playground.tiny_janus FOLDER` trains one from nothing, half an hour on one core: the image
+tokenizer first, then the generator on drawings with captions that are now and then careless.
+The checkpoint that comes with mmalign (`TINY_JANUS`) is older than this form of the script, which
+has not been run to its end: its generator learned for 2,000 steps in a richer world, from pixels
+that were wrongly normalised, and for 300 more in this one. It is short of training, which is why it
+often draws something else than was asked for.
 Axes: n pictures, m vectors, d dimensions of a code.
 """
 
