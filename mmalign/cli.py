@@ -203,6 +203,7 @@ def main(tokens: Sequence[str] | None = None) -> int:
     debug = "--debug" in given or os.environ.get(DEBUG, "0") not in ("", "0")
     try:
         run(given)
+        part()
         sys.stdout.flush()
     except KeyboardInterrupt:
         say("\nstopped", "the same command, run again, goes on from what was saved.")
@@ -215,6 +216,14 @@ def main(tokens: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         return report(error, debug)
     return 0
+
+
+def part() -> None:
+    """Let processes that worked together end apart: threads that still talk to others when the
+    interpreter ends abort it."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def run(tokens: Sequence[str]) -> Any:

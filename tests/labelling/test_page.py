@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,8 @@ def command(data: Path, out: Path) -> tuple[subprocess.Popen[str], str]:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # whoever started the tests may have switched interrupts off for all that they start
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -227,5 +230,5 @@ def test_a_vote_survives_a_killed_server(tmp_path: Path) -> None:
         assert not browser.execute_script("return document.getElementById('problem').textContent")
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=30)
     assert "Votes: ann 1" in out

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.adapters.protocol import BadSample, Inputs, Scored, TokenScores
+from mmalign.cli import part
 from mmalign.objectives import objective
 from mmalign.records import PLAIN, Message, Preference, Sample, Text, pair, text_of
 from mmalign.reference import AdapterOff, Cached, FrozenCopy, weights_digest
@@ -184,3 +185,4 @@ def launch(out: Path, settings: dict[str, Any], *, processes: int) -> None:
 if __name__ == "__main__":
     folder, arguments = sys.argv[1:]
     run(Path(folder), **json.loads(arguments))
+    part()
