@@ -2,7 +2,7 @@
 
 It learns from "together" scenes with captions of careless annotators, who name companions that are
 not there, until it sees nearly everything and imagines what mostly comes with it. The checkpoint in
-`tiny-llava` came of this: 900 steps, 400 s on one core.
+`tiny-llava` came of this: 900 steps, about 400 s on one idle core.
 """
 
 from __future__ import annotations
