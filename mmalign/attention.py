@@ -244,6 +244,7 @@ def _attention(
         return segment_attention(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("segments") is not None:
         raise RuntimeError("attention is probed and masked on plain rows, not on packed ones")
+    # silenced: nn.Module types attributes as tensors
     layer: int = module.layer_idx  # type: ignore[assignment]
     crosses = layer in active.crossing
     first = active.first_query(None if crosses else layer, query.shape[2], key.shape[2])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from _claim import Claim, Options, Outcome, figure, over_seeds, run, surely_above
-from _vision import captioned, fresh, kept, trained
+from _vision import VisionLanguageAdapter, captioned, fresh, kept, trained
 
 from mmalign.data_builders.bdhs import Blinding, Completing, rejected_answers
 from mmalign.data_builders.likeness import by_words
@@ -103,8 +103,8 @@ def against(chosen: Sequence[Sample], texts: Sequence[str]) -> list[Preference]:
     ]
 
 
-def figures_of(policy: object, unseen: Sequence[Scene]) -> dict[str, float]:
-    return hallucinated(unseen, describe(policy, unseen))  # type: ignore[arg-type]
+def figures_of(policy: VisionLanguageAdapter, unseen: Sequence[Scene]) -> dict[str, float]:
+    return hallucinated(unseen, describe(policy, unseen))
 
 
 def hallucinated(shown: Sequence[Scene], texts: Sequence[str]) -> dict[str, float]:

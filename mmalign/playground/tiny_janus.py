@@ -77,6 +77,7 @@ def train(folder: Path, *, seed: int = 0) -> None:
         adapter.packed = False  # pictures that share no prompt
         _train_generator(adapter, pixels, told)
         with whole_folder(folder) as partial:
+            # silenced: nn.Module types attributes as tensors
             adapter.policy.half().save_pretrained(partial)  # type: ignore[operator]
             processor.save_pretrained(partial)
 

@@ -109,7 +109,7 @@ class Judge:
     def ask(
         self,
         prompt: Prompt,
-        read: Read[T] = str,  # type: ignore[assignment]
+        read: Read[T] = str,  # type: ignore[assignment]  # T is str where nothing is given
         *,
         schema: Mapping[str, Any] | None = None,
         sample: int = 0,
@@ -138,7 +138,7 @@ class Judge:
     def ask_all(
         self,
         prompts: Sequence[Prompt],
-        read: Read[T] = str,  # type: ignore[assignment]
+        read: Read[T] = str,  # type: ignore[assignment]  # T is str where nothing is given
         *,
         schema: Mapping[str, Any] | None = None,
         progress: Callable[[int, int], None] | None = None,

@@ -64,6 +64,7 @@ def _terms(node: ast.expr) -> list[tuple[float, str, dict[str, Any]]]:
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _terms(left) + _terms(right)
         case ast.BinOp(left=ast.Constant(value=int() | float() as weight), op=ast.Mult()):
+            # silenced: mypy loses the tuple's tail
             return [(weight * own, *rest) for own, *rest in _terms(node.right)]  # type: ignore[misc]
         case ast.Name(id=name):
             return [(1.0, name, {})]

@@ -123,6 +123,7 @@ def library_log_prob(model: Any, processor: Any, sample: Sample) -> Tensor:
     inputs = processor.apply_chat_template(
         turns, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
+    # silenced: a text
     return continued(model, processor, inputs, sample.response[0].text)  # type: ignore[union-attr]
 
 

@@ -154,6 +154,7 @@ def test_each_format_is_recognised_and_read(name: str, tmp_path: Path) -> None:
     assert text_of(found.chosen.prompt[0].parts) == "a dog"
     assert order(found) == ("bac" if len(found.candidates) == 3 else "ba")
     kind = "video" if name.startswith("video") else "image"
+    # silenced: a picture or video
     assert {sample.response[0].kind for sample in found.candidates} == {kind}  # type: ignore[union-attr]
     assert found.grades == tuple(sorted(set(found.grades), reverse=True)), "no ties here"
     assert [each.id for each in open_dataset(path, streaming=True)] == [found.id]
@@ -246,9 +247,11 @@ def test_ties_are_left_out_unless_they_count_half(tmp_path: Path) -> None:
     path = put(tmp_path, "pick-a-pic", [PICK, tie, unjudged, PICK | {"caption": "a fox"}])
     counts: dict[str, int] = {}
     for ties in ("drop", "half"):
+        # silenced: one of the two
         options = DataOptions(data=str(path), held_out=0, ties=ties)  # type: ignore[arg-type]
         found, _ = read_preferences(options, tmp_path, seed=0, media=True)
         counts[ties] = sum(isinstance(each, Preference) for each in found)
+        # silenced: one of the two
         options = DataOptions(data=str(path), streaming=True, ties=ties)  # type: ignore[arg-type]
         stream, _ = read_preferences(options, tmp_path, seed=0, media=True)
         assert sum(isinstance(each, Preference) for each in stream) == counts[ties]

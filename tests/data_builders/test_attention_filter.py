@@ -122,7 +122,7 @@ def test_attention_on_no_image_is_refused_whatever_is_kept() -> None:
 def test_without_answers_a_model_is_needed_and_other_data_are_refused() -> None:
     asked = next(iter(collage(records(), layouts=("grid",), cell=28)))
     with pytest.raises(UserError, match="no answers"):
-        list(build([asked]))  # type: ignore[list-item]
+        list(build([asked]))  # type: ignore[list-item]  # refused for what it is
     other = answered()
     (found,) = build([replace(other, source=Provenance())])
     assert isinstance(found, Refused)
@@ -161,7 +161,7 @@ def test_the_image_alone_is_the_records_own() -> None:
         (image,) = media_of((message,))
         own = next(
             r for r in records() if r.image.digest == details["images"][details["target"] - 1]
-        )  # type: ignore[union-attr]
+        )  # type: ignore[union-attr]  # texts
         assert (np.asarray(open_image(image)) == np.asarray(own.pixels())).all()
         assert text_of(message.parts) == "What is it?"
 

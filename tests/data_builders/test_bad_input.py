@@ -200,7 +200,7 @@ def test_a_disk_that_fills_costs_nothing_that_was_written(
         with pytest.raises(OSError, match="make room and run the same again"):
             build(known, read_records(source), tmp_path / "full", show=False)
     build(known, read_records(source), tmp_path / "full", show=False)
-    files: Callable[[str], dict[str, bytes]] = lambda name: {  # noqa: E731
+    files: Callable[[str], dict[str, bytes]] = lambda name: {  # noqa: E731  # a table's entry
         path.name: path.read_bytes() for path in (tmp_path / name).iterdir()
     }
     assert files("full") == files("whole")

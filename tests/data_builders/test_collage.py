@@ -40,7 +40,7 @@ def made(inputs: Sequence[Record], **options: Any) -> list[Preference]:
     options = {"cell": 32, "margin": 8, "image_format": "png"} | options
     found = list(build(inputs, **options))
     assert all(isinstance(each, Preference) for each in found)
-    return found  # type: ignore[return-value]
+    return found  # type: ignore[return-value]  # asserted above
 
 
 @pytest.mark.parametrize("count", GRIDS)
@@ -85,6 +85,7 @@ def test_the_image_that_is_asked_about_is_the_records_own() -> None:
         shown = media_of(preference.chosen.prompt)
         question = text_of(preference.chosen.prompt[0].parts)
         layouts[layout] += 1
+        # silenced: a picture
         assert details["images"][target - 1] == inputs[own].image.digest  # type: ignore[union-attr]
         assert len(set(details["images"])) == details["count"]
         assert len(preference.source.parents) == details["count"]

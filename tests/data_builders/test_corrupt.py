@@ -35,6 +35,7 @@ def test_one_pair_for_the_answer_and_one_for_the_image() -> None:
 def test_what_was_changed_is_marked_and_written_down() -> None:
     (made,) = build([RECORD], side="answer", faults=("relation",), span_weight=3.0)
     assert isinstance(made, Preference)
+    # silenced: texts
     (before,), (after,) = (s.response[0].weights for s in made.candidates)  # type: ignore[union-attr]
     assert RECORD.caption is not None
     assert RECORD.caption[before.start : before.end] == "to the left of"
@@ -46,7 +47,7 @@ def test_equal_seeds_draw_equal_faults() -> None:
     assert list(build([RECORD])) == list(build([RECORD]))
     drawn = {
         text_of(next(build([RECORD], side="answer", seed=s)).rejected.response) for s in range(9)
-    }  # type: ignore[union-attr]
+    }  # type: ignore[union-attr]  # texts
     assert len(drawn) > 3
 
 

@@ -64,7 +64,7 @@ def test_the_edited_text_is_worse_or_better(tmp_path: Path, direction: str) -> N
     )
     assert text_of(original.response) == TEXT
     assert text_of(edited.response) == TEXT.replace("one tablet", "three tablets")
-    (span,) = edited.response[0].weights  # type: ignore[union-attr]
+    (span,) = edited.response[0].weights  # type: ignore[union-attr]  # a text
     assert text_of(edited.response)[span.start : span.end] == "three tablets"
     assert span.weight == 3.0
     (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()

@@ -125,6 +125,7 @@ def test_pairs_of_corrections_and_of_dataset_answers(photos: Path, tmp_path: Pat
     for correction, plain in zip(made[::2], made[1::2], strict=True):
         own = text_of(correction.rejected.response)
         assert correction.rejected.response == (Text(own, (Span(0, len(own), 2.5),)),)
+        # silenced: a text
         assert correction.chosen.response[0].weights == (Span(0, 16, 2.5),)  # type: ignore[union-attr]
         assert plain.rejected.response == (Text(own),)
         assert len(media_of(correction.chosen.prompt)) == 1
@@ -148,6 +149,7 @@ def test_four_candidates_for_the_whole_objective(photos: Path, tmp_path: Path) -
     assert [p.grades for p in made] == [(1.0, 1.0, 1.0, 0.0)] * 3
     given_, errors, seeing, own = (s.response[0] for s in made[0].candidates)
     assert given_ == Text("A caption of 0.")
+    # silenced: texts
     assert [t.weights[0].weight for t in (errors, seeing, own)] == [2.5, 3.0, 2.5]  # type: ignore[union-attr]
 
 

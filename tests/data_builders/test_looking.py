@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ def test_looks_equal_sums_over_whole_attention_matrices(
 ) -> None:
     samples = [Sample(TWO, (Text("the second one"),)), Sample(ONE, (Text("a"),))]
     box = (0, 0, 40, 60)
+    # silenced: lists for tuples
     found = looks(adapter, samples, [None, [box, (0, 0, 80, 60)]], layers=[0, 1], rows=rows)  # type: ignore[arg-type]
     for sample, boxes, look in zip(samples, (None, [box]), found, strict=True):
         attention, logits = whole_attention(adapter, sample)
@@ -96,12 +98,12 @@ def test_an_answer_looks_alike_alone_and_in_a_batch(adapter: VisionLanguageAdapt
         assert 0 < look.largest <= 1
 
 
-def shares(spans: Sequence[ImageSpan], boxes: object, reduce: str) -> list[float]:
+def shares(spans: Sequence[ImageSpan], boxes: Any, reduce: str) -> list[float]:
     """Of attention that is the same on every token."""
-    weights = cell_weights(spans, boxes, 2000)  # type: ignore[arg-type]
+    weights = cell_weights(spans, boxes, 2000)
     even = weights.sum(0)
     look = Look(tuple((even / 2000).tolist()), tuple(even.tolist()), 0.0, 1.0, 5)
-    amounts = attention_on(look, reduce=reduce)  # type: ignore[arg-type]
+    amounts = attention_on(look, reduce=reduce)  # type: ignore[arg-type]  # one of the two
     return [amount / sum(amounts) for amount in amounts]
 
 

@@ -43,7 +43,7 @@ def said(question: str, answer: str = "Yes.") -> Preference:
 
 
 def made(datasets: list[list[Preference]], **options: object) -> list[Preference]:
-    found = list(build(datasets, **options))  # type: ignore[arg-type]
+    found = list(build(datasets, **options))  # type: ignore[arg-type]  # options by name
     assert all(isinstance(each, Preference) for each in found)
     return [each for each in found if isinstance(each, Preference)]
 

@@ -89,7 +89,7 @@ def test_what_callbacks_find_is_logged_and_pictures_are_not_written(tmp_path):
 
 
 def test_pictures_reach_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
+    pytest.importorskip("tensorboard")  # an extra that the tests do without
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recorded(tmp_path, trackers=("tensorboard",), steps=2)
