@@ -114,17 +114,18 @@ def align_image_tokens(
 
     from mmalign.adapters.image_tokens import load_image_tokens
     from mmalign.objectives import objective as parse
-    from mmalign.pipelines.preferences import read_preferences
+    from mmalign.pipelines.preferences import measurable, read_preferences
     from mmalign.pipelines.results import save_alignment
     from mmalign.pipelines.samples import prompts_to_sample, sampled, samples_section
     from mmalign.training.align import align
     from mmalign.training.seeds import derive
 
     loss, out = parse(objective), output.out
-    preferences, evaluation = read_preferences(data, out, seed=training.seed, media=True)
+    preferences, kept = read_preferences(data, out, seed=training.seed, media=True)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     policy = load_image_tokens(**vars(model), **vars(tokens), lora=fresh)
+    evaluation = measurable(policy, kept, loss, training, out)
     prompts = prompts_to_sample(
         sampling.samples, sampling.sample_prompts, evaluation or preferences
     )

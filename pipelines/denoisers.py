@@ -19,7 +19,7 @@ from mmalign.errors import UserError
 from mmalign.evaluation.images.timesteps import accuracy_by_time
 from mmalign.objectives import objective as parse
 from mmalign.pipelines.options import DataOptions, LoraOptions, ModelOptions, OutputOptions
-from mmalign.pipelines.preferences import read_preferences
+from mmalign.pipelines.preferences import measurable, read_preferences
 from mmalign.pipelines.results import save_alignment
 from mmalign.pipelines.samples import (
     SampledDuring,
@@ -119,7 +119,7 @@ def align_denoiser(
     adds_lora = bool(lora.lora_rank) or model.adapter is not None
     loss = parse(objective)
     out = output.out
-    preferences, evaluation = read_preferences(data, out, seed=training.seed, media=True)
+    preferences, kept = read_preferences(data, out, seed=training.seed, media=True)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     noise = denoising.noise()
@@ -129,6 +129,7 @@ def align_denoiser(
             hint="give --cache FOLDER, and leave out --streaming",
         )
     policy = load_diffusion(**vars(model), **noise, **loading, cache=denoising.cache, lora=fresh)
+    evaluation = measurable(policy, kept, loss, training, out)
     prompts = prompts_to_sample(
         sampling.samples, sampling.sample_prompts, evaluation or preferences
     )

@@ -33,7 +33,7 @@ from mmalign.pipelines.options import (
     OutputOptions,
     WatchOptions,
 )
-from mmalign.pipelines.preferences import read_preferences
+from mmalign.pipelines.preferences import measurable, read_preferences
 from mmalign.pipelines.results import save_alignment
 from mmalign.records import Preference, media_of
 from mmalign.training.align import align
@@ -62,10 +62,11 @@ def align_language_model(
     media: whether the model takes images. The others are those of the commands.
     """
     loss = parse(objective)
-    preferences, evaluation = read_preferences(data, output.out, seed=training.seed, media=media)
+    preferences, kept = read_preferences(data, output.out, seed=training.seed, media=media)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     policy = load(**vars(model), **vars(language), lora=fresh, **(loading or {}))
+    evaluation = measurable(policy, kept, loss, training, output.out)
     done = align(
         policy,
         preferences,

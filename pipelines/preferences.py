@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmalign.data.dataset import Preferences, PreferenceStream
+from mmalign.adapters.protocol import Adapter
+from mmalign.data.dataset import Preferences, PreferenceStream, row_in_files
 from mmalign.data.errors import Quarantine, RecordError
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.data.split import held_out as hold_out
 from mmalign.errors import UserError
+from mmalign.files import whole_file
+from mmalign.objectives import Objective
 from mmalign.pipelines.options import DataOptions
 from mmalign.records import Preference
+from mmalign.training.batches import Plan, unusable
 from mmalign.training.log import console
+from mmalign.training.options import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,35 @@ def read_preferences(
     if options.held_out <= 0:
         return preferences, ()
     return hold_out(preferences, fraction=options.held_out, seed=seed)
+
+
+def measurable(
+    adapter: Adapter,
+    held_out: Sequence[Preference],
+    objective: Objective,
+    options: TrainingOptions,
+    out: Path,
+) -> Sequence[Preference]:
+    """Those of the held-out records that the model can take, so that all figures are about the
+    same ones. The others go to `out`/unmeasured.jsonl."""
+    plan = Plan(
+        adapter.collate, adapter.size, objective.needs, options.batch_size, options.micro_batch,
+        seed=options.seed,
+    )  # fmt: skip
+    refused = unusable(held_out, plan)
+    if not refused:
+        return held_out
+    lines = [
+        json.dumps({"row": row_in_files(held_out, record.row), "reason": record.reason})
+        for record in refused
+    ]
+    path = out / "unmeasured.jsonl"
+    with whole_file(path) as partial:
+        partial.write_text("\n".join(lines) + "\n")
+    console.print(f"{len(refused)} of {len(held_out)} held-out records cannot be used;")
+    console.print(f"{path} says why.")
+    left_out = {record.row for record in refused}
+    return [one for row, one in enumerate(held_out) if row not in left_out]
 
 
 def _open(

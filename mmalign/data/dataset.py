@@ -142,8 +142,14 @@ class Preferences(_Records[Preference]):
         self, quarantine: Quarantine, wanted: Callable[[Preference], bool] = lambda _: True
     ) -> Preferences:
         """Those that can be read and are wanted, found by reading all once; those that cannot be
-        read go to quarantine."""
-        good = {row for row, preference in self.readable(quarantine) if wanted(preference)}
+        read, or whose images or videos are not there, go to quarantine. None is decoded."""
+        good = set()
+        for row, preference in self.readable(quarantine):
+            if missing := _missing(preference):
+                reason = f"the {missing.kind} {missing.path} does not exist"
+                quarantine.add(RecordError(self.where, row, "", reason))
+            elif wanted(preference):
+                good.add(row)
         places = [i for i in range(len(self)) if self.row_number(i) in good]
         return self if len(places) == len(self) else self.select(places)
 
@@ -170,6 +176,11 @@ class Preferences(_Records[Preference]):
         if self._indices is None:
             return self._rows.column(column)
         return (self._rows[index].get(column) for index in self._indices)
+
+
+def row_in_files(data: object, index: int) -> int:
+    """The row number of a record in its files, where the data know it."""
+    return data.row_number(index) if isinstance(data, _Records) else index
 
 
 class Prompts(_Records[tuple[Message, ...]]):
@@ -221,8 +232,16 @@ def _readable(
             yield index, record
 
 
+def _media(preference: Preference) -> Iterator[Media]:
+    for sample in preference.candidates:
+        yield from media_of(sample.prompt)
+        yield from (part for part in sample.response if isinstance(part, Media))
+
+
+def _missing(preference: Preference) -> Media | None:
+    """The first of its files that is not there."""
+    return next((m for m in _media(preference) if m.path and not Path(m.path).exists()), None)
+
+
 def _holds_media(preference: Preference) -> bool:
-    return any(
-        media_of(sample.prompt) or any(isinstance(part, Media) for part in sample.response)
-        for sample in preference.candidates
-    )
+    return any(True for _ in _media(preference))

@@ -210,29 +210,52 @@ def build_step(
     units: list[_Unit] = []
     refused: list[Refused] = []
     for place in range(plan.rank, len(rows), plan.processes):
-        row = rows[place]
         try:
-            preference = read(row)
-            neighbour = partial(read, rows[(place + 1) % len(rows)])
-            drawn = derive(plan.seed, "view", pass_number, row)  # all views: some belong together
-            views = {}
-            for name in sorted(plan.needs.views):
-                seen = view(name, preference, drawn, neighbour)
-                views[name] = {i: seen[i] for i in plan.needs.candidates(name, len(seen))}
-            _check_aux(preference, plan.needs)
-            samples = [
-                *preference.candidates,
-                *(sample for seen in views.values() for sample in seen.values()),
-            ]
-            seed = plan.row_seed(pass_number, row, place)
-            units.append(_Unit(preference, views, seed, plan.size(samples)))
+            units.append(_unit(rows, place, read, pass_number, plan))
         except ValueError as error:  # BadSample and unreadable records are ValueErrors
-            refused.append(Refused(row, str(error)))
+            refused.append(Refused(rows[place], str(error)))
     if not units:
         reasons = "; ".join(f"record {r.row}: {r.reason}" for r in refused[:3])
         raise ValueError(f"no record of step {number} can be used. {reasons}")
     micro_batches = [_micro_batch(group, plan) for group in _fill(units, plan.budget)]
     return Step(number, epoch, micro_batches, refused)
+
+
+def unusable(data: Sequence[Preference], plan: Plan) -> list[Refused]:
+    """The records that no step could use, found without the model."""
+    rows = range(len(data))
+    refused = []
+    for row in rows:
+        try:
+            _unit(rows, row, data.__getitem__, 0, plan)
+        except ValueError as error:
+            refused.append(Refused(row, str(error)))
+    return refused
+
+
+def _unit(
+    rows: Sequence[int],
+    place: int,
+    read: Callable[[int], Preference],
+    pass_number: int,
+    plan: Plan,
+) -> _Unit:
+    """The record at a place of a step made of `rows`. Raises ValueError when it cannot be used."""
+    row = rows[place]
+    preference = read(row)
+    neighbour = partial(read, rows[(place + 1) % len(rows)])
+    drawn = derive(plan.seed, "view", pass_number, row)  # all views: some belong together
+    views = {}
+    for name in sorted(plan.needs.views):
+        seen = view(name, preference, drawn, neighbour)
+        views[name] = {i: seen[i] for i in plan.needs.candidates(name, len(seen))}
+    _check_aux(preference, plan.needs)
+    samples = [
+        *preference.candidates,
+        *(sample for seen in views.values() for sample in seen.values()),
+    ]
+    seed = plan.row_seed(pass_number, row, place)
+    return _Unit(preference, views, seed, plan.size(samples))
 
 
 def candidate_rows(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mmalign.adapters.protocol import Adapter
+from mmalign.data.dataset import row_in_files
 from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.records import Media, Preference
@@ -72,6 +74,7 @@ def train(
     run = begin(
         adapter, objective, reference, options, steps, out, settings or {}, accelerator, callbacks
     )
+    run.row_of = partial(row_in_files, data)
     began = time.perf_counter()
     if run.step < run.steps:
         _all_steps(run, _loader(data, plan, run), held_out, plan)
@@ -205,14 +208,19 @@ def _check_finite(losses: Tensor, micro: MicroBatch, step: Step, run: Run) -> No
     )
 
 
+FEW = 8
+"""Unusable records that never stop training, so that one in the first step does not."""
+
+
 def _note_refused(run: Run, step: Step) -> None:
     """Count and write down records that could not be used; stop when they are too many."""
     here = torch.tensor(float(len(step.refused)), device=run.accelerator.device)
     run.refused += int(run.total(here).item())
     for record in step.refused:
-        run.refusals.write({"step": step.number, "row": record.row, "reason": record.reason})
+        row = run.row_of(record.row)
+        run.refusals.write({"step": step.number, "row": row, "reason": record.reason})
     seen = (step.number + 1) * run.options.batch_size
-    if run.refused > run.options.max_refused * seen:
+    if run.refused > max(FEW, run.options.max_refused * seen):
         reasons = sorted({record.reason for record in step.refused})
         raise UserError(
             f"{run.refused} of the first {seen} records cannot be used: {'; '.join(reasons[:3])}",

@@ -43,7 +43,7 @@ class TrainingOptions:
         average: Share that a running mean of the weights keeps in each step, for instance 0.999;
             evaluations and the trained model then have the mean. 0 keeps none.
         trackers: Where metrics are sent besides metrics.jsonl.
-        max_refused: Share of unusable records above which training stops.
+        max_refused: Share of unusable records above which training stops; a few never stop it.
     """
 
     epochs: float = 1.0

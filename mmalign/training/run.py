@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -48,7 +48,7 @@ class TrainingResult:
 @dataclass
 class Run:
     """What a training run consists of. `step` counts finished optimiser steps; `best_value` is
-    larger for better."""
+    larger for better; `row_of` tells what a record's row in its file is."""
 
     accelerator: Accelerator
     adapter: Adapter
@@ -64,6 +64,7 @@ class Run:
     refusals: JsonLines
     average: RunningMean | None = None
     callbacks: Sequence[Callback] = ()
+    row_of: Callable[[int], int] = int
     step: int = 0
     refused: int = 0
     best_step: int | None = None

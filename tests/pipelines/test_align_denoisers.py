@@ -127,6 +127,27 @@ def test_a_run_that_destroys_the_model_is_stopped(
     assert list(Path("run/checkpoints").glob("step-*"))
 
 
+def test_broken_pictures_cost_nothing_but_themselves(image_model: Path) -> None:
+    for number in range(24):
+        Path(f"{number}.png").write_bytes(picture(number).content)
+    Path("0.png").write_bytes(b"no picture")
+    for broken in (5, 8):
+        Path(f"{broken}.png").write_bytes(Path(f"{broken}.png").read_bytes()[:60])
+    Path("10.png").unlink()
+    lines = [f"cat {i},{2 * i}.png,{2 * i + 1}.png,a" for i in range(12)]
+    Path("votes.csv").write_text("\n".join(["prompt,image_a,image_b,winner", *lines]))
+    assert align_images(image_model, "--data", "votes.csv", "--out", "run") == 0
+    noted = {
+        path.name: {row["row"] for row in JsonLines(path).rows()}
+        for path in Path("run").glob("*.jsonl")
+        if path.name != "metrics.jsonl"
+    }
+    assert noted.pop("unreadable.jsonl") == {5}
+    assert set(noted) == {"refused-0.jsonl", "unmeasured.jsonl"}
+    assert set().union(*noted.values()) == {0, 2, 4}
+    assert json.loads(Path("run/metrics.json").read_text())["n"] > 0
+
+
 def test_released_encoders_need_a_cache(
     image_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

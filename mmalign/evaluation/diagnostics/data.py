@@ -15,7 +15,7 @@ class Rates:
 
     ties: equal grades. identical: the two responses are the same. repeats: seen before in this
     order. contradictions: seen before in the opposite order. chosen_longer, rejected_longer: by
-    characters of text.
+    characters of text. unreadable: whose image or video is gone; they are in no other count.
     """
 
     pairs: int
@@ -25,6 +25,7 @@ class Rates:
     contradictions: int
     chosen_longer: int
     rejected_longer: int
+    unreadable: int = 0
 
     def share(self, count: int) -> float:
         return count / self.pairs if self.pairs else 0.0
@@ -38,16 +39,20 @@ class Rates:
 
 def rates(preferences: Iterable[Preference]) -> Rates:
     """Count in one pass. Thumbs up and down are passed over."""
-    pairs = ties = identical = repeats = contradictions = longer = shorter = 0
+    pairs = ties = identical = repeats = contradictions = longer = shorter = unreadable = 0
     seen: set[tuple[str, str]] = set()
     for preference in preferences:
         if len(preference.candidates) < 2:
             continue
-        pairs += 1
         first, second = preference.chosen, preference.rejected
+        try:
+            same = first.id == second.id
+        except OSError:
+            unreadable += 1
+            continue
+        pairs += 1
         tie = preference.grades[0] == preference.grades[-1]
         ties += tie
-        same = first.id == second.id
         identical += same
         repeats += (first.id, second.id) in seen
         contradictions += (second.id, first.id) in seen and not tie and not same
@@ -55,4 +60,4 @@ def rates(preferences: Iterable[Preference]) -> Rates:
         ahead = len(text_of(first.response)) - len(text_of(second.response))
         longer += ahead > 0 and not tie
         shorter += ahead < 0 and not tie
-    return Rates(pairs, ties, identical, repeats, contradictions, longer, shorter)
+    return Rates(pairs, ties, identical, repeats, contradictions, longer, shorter, unreadable)

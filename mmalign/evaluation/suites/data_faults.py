@@ -75,7 +75,7 @@ def data_faults(
         longer = [1.0] * counts.chosen_longer + [0.0] * (differing - counts.chosen_longer)
         measured["chosen is the longer one"] = mean(longer)
     findings = diagnose(data=counts)
-    unreadable = len(read) - len(found)
+    unreadable = len(read) - len(found) + counts.unreadable
     notes = [f"{unreadable} of {len(read)} records cannot be read."] if unreadable else []
     results = Results(
         "Faults of the data",

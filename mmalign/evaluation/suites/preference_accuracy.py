@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmalign.adapters.loading import Modality
 from mmalign.adapters.protocol import Adapter
+from mmalign.data.errors import Quarantine
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.errors import UserError
 from mmalign.evaluation.intervals import Interval, mean
@@ -21,7 +22,7 @@ from mmalign.objectives.scores import Needs
 from mmalign.records import Preference
 from mmalign.reference import AsItIs, Cached, weights_digest
 from mmalign.settings import save_settings
-from mmalign.training.batches import Plan, Steps
+from mmalign.training.batches import Plan, Refused, Steps, unusable
 from mmalign.training.log import progress
 
 
@@ -97,7 +98,8 @@ def preference_accuracy(
         )
     names = parse_columns(columns)
     pairs = open_dataset(data, split=split, columns=names)
-    rows = range(min(len(pairs), limit or len(pairs)))
+    usable: list[Preference] = list(pairs[:limit].usable(Quarantine(out / "unreadable.jsonl")))
+    refused: list[Refused] = []
     options: dict[str, Any] = {}
     if model.modality in ("image", "video"):
         options = {"draws": draws, "resolution": resolution}
@@ -110,10 +112,14 @@ def preference_accuracy(
         "after": (model.model, model.adapter),
     }.items():
         policy = _load(model, name, adapter, options)
-        kept = out / "log-probs.sqlite"
-        scored.append(
-            log_probs(policy, pairs, rows, kept, budget=micro_batch, seed=seed, title=stage)
-        )
+        plan = Plan(policy.collate, policy.size, Needs(), 32, budget=micro_batch, seed=seed)
+        if stage == "before":
+            refused = unusable(usable, plan)
+            gone = {one.row for one in refused}
+            usable = [one for row, one in enumerate(usable) if row not in gone]
+            if not usable:
+                raise UserError(f"no pair of {data} can be used: {_first(refused)}")
+        scored.append(log_probs(policy, usable, plan, out / "log-probs.sqlite", title=stage))
         del policy
     margins = [float(new[0] - new[-1] - old[0] + old[-1]) for old, new in zip(*scored, strict=True)]
     accuracy = mean([0.5 + 0.5 * (margin > 0) - 0.5 * (margin < 0) for margin in margins])
@@ -121,10 +127,17 @@ def preference_accuracy(
         "Preference accuracy",
         {"model": {"implicit reward accuracy": accuracy, "reward margin": mean(margins)}},
         n=len(margins),
-        notes=[f"{pairs.describe()}; the best candidate against the worst of each preference."],
+        notes=[
+            f"{pairs.describe()}; the best candidate against the worst of each preference.",
+            *([f"{len(refused)} pairs cannot be used: {_first(refused)}"] if refused else []),
+        ],
     )
     seconds = {"scores": time.perf_counter() - began}
     return save_results(out, results, seconds=seconds, seed=seed)
+
+
+def _first(refused: Sequence[Refused]) -> str:
+    return refused[0].reason if refused else "it holds none"
 
 
 def _load(model: ComparedModel, name: str, adapter: str | None, options: dict[str, Any]) -> Adapter:
@@ -134,14 +147,7 @@ def _load(model: ComparedModel, name: str, adapter: str | None, options: dict[st
 
 
 def log_probs(
-    adapter: Adapter,
-    data: Sequence[Preference],
-    rows: range,
-    file: Path,
-    *,
-    budget: int,
-    seed: int,
-    title: str,
+    adapter: Adapter, data: Sequence[Preference], plan: Plan, file: Path, *, title: str
 ) -> list[Tensor]:
     """(k,) float64 for each preference: what the model thinks of its candidates, best first.
 
@@ -149,21 +155,16 @@ def log_probs(
     """
     scope = f"{weights_digest(adapter.policy)} {adapter.fingerprint}"
     kept = Cached(file, scope, AsItIs(adapter), seeded=adapter.seeded)
-    chosen = [data[row] for row in rows]
-    plan = Plan(adapter.collate, adapter.size, Needs(), batch_size=32, budget=budget, seed=seed)
-    steps = Steps(chosen, plan)
+    steps = Steps(data, plan)
     found: dict[str, Tensor] = {}
     adapter.policy.eval()
-    with progress(title, total=len(chosen)) as advance:
+    with progress(title, total=len(data)) as advance:
         for number in range(steps.per_epoch):
-            step = steps[number]
-            if step.refused:
-                raise UserError(f"record {step.refused[0].row}: {step.refused[0].reason}")
-            for micro in step.micro_batches:
+            for micro in steps[number].micro_batches:
                 asked = micro.candidates
                 inputs = adapter.encode(asked.inputs)
                 scored = kept.log_probs(inputs, asked.keys, asked.seeds).log_probs.double().cpu()
                 for name, slots in zip(micro.ids, asked.slots, strict=True):
                     found[name] = scored[slots[slots >= 0]]
                     advance()
-    return [found[preference.id] for preference in chosen]
+    return [found[preference.id] for preference in data]
