@@ -88,6 +88,17 @@ FORMATS: dict[str, Format] = {
         vision.placed,
         media=("image", "video"),
     ),
+    "mm-rlhf-ranked": Format(
+        "MM-RLHF: rated answers of several models",
+        (("question", "models_output", "final_ranking"),),
+        vision.mm_rlhf_ranked,
+        media=("image", "video"),
+    ),
+    "ic-vco": Format(
+        "IC-VCO: two images and an answer to each",
+        (("images", "prompt", "chosen", "rejected", *vision.IC_VCO_SPANS),),
+        vision.ic_vco,
+    ),
     "mdpo": Format(
         "mDPO: rendered prompts",
         (("img_path", "prompt", "chosen", "rejected"),),

@@ -24,6 +24,7 @@ from mmalign.records import (
     Preference,
     Provenance,
     Sample,
+    Span,
     Text,
     pair,
     text_of,
@@ -39,6 +40,7 @@ ROLES = {
 """The names that conversations use, and ours."""
 
 ASPECTS = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+MM_RLHF_ASPECTS = ("faithfulness", "helpfulness", "ethical")
 
 
 def rlhf_v(row: Row, root: Path | None = None) -> Preference:
@@ -76,6 +78,33 @@ def vlfeedback(row: Row, root: Path | None = None) -> Preference:
         )
     grades, samples = zip(*graded, strict=True)
     return Preference(samples, grades, source=_source("vlfeedback", row))
+
+
+def mm_rlhf_ranked(row: Row, root: Path | None = None) -> Preference:
+    """MM-RLHF's `data.jsonl`: answers of several models with people's ratings of each, ranked by
+    their mean. Equal means are ties, and the ranking that people gave besides stands in the source.
+    arXiv:2502.10391."""
+    prompt = _asked(row.get("question"), "question", _media(row, root))
+    at = "models_output"
+    answers = row.get(at)
+    if not isinstance(answers, list):
+        raise FieldError(at, "is missing" if answers is None else "is not a list of answers")
+    ratings = {name: row[name] for name in MM_RLHF_ASPECTS if row.get(name) is not None}
+    for name, given in ratings.items():
+        if not isinstance(given, list) or len(given) != len(answers):
+            raise FieldError(name, f"does not hold a rating for each of {len(answers)} answers")
+    rated = [
+        (mean, Sample(prompt, response(answer, at)))
+        for place, answer in enumerate(answers)
+        if (mean := _mean([given[place] for given in ratings.values()])) is not None
+    ]
+    if len(rated) < 2:
+        raise FieldError(
+            at, f"{len(rated)} of {len(answers)} answers have ratings, and a comparison needs two"
+        )
+    grades, samples = zip(*sorted(rated, key=lambda found: -found[0]), strict=True)
+    source = _source("mm-rlhf", row, final_ranking=row.get("final_ranking"))
+    return Preference(samples, grades, source=source)
 
 
 def povid(row: Row, root: Path | None = None) -> Preference:
@@ -202,6 +231,43 @@ def symmpo(row: Row, root: Path | None = None) -> Preference:
     )
 
 
+IC_VCO_SPANS = ("chosen_response_spans", "rejected_response_spans")
+
+
+def ic_vco(row: Row, root: Path | None = None) -> Preference:
+    """IC-VCO: two images that look alike and the right answer to each, which are candidates of one
+    grade with an image each; objectives `icvco` and `svco` take them so. Only the characters in the
+    spans count where an objective weighs tokens. arXiv:2605.31312."""
+    media = _media(row, root)
+    if len(media) != 2:
+        raise FieldError("images", f"has {len(media)}, but one for each of two answers is wanted")
+    samples = []
+    for image, side, spans in zip(media, ("chosen", "rejected"), IC_VCO_SPANS, strict=True):
+        (answer,) = response(row.get(side), side)
+        edited = _edited(answer.text, row.get(spans), spans)
+        samples.append(Sample(_asked(row.get("prompt"), "prompt", [image]), (edited,)))
+    return Preference(tuple(samples), (1.0, 1.0), source=_source("ic-vco", row))
+
+
+def _edited(text: str, spans: Any, field: str) -> Text:
+    """The text with a weight of 0 on what lies in none of the spans; without spans all of it
+    counts."""
+    if not spans:
+        return Text(text)
+    try:
+        inside = sorted((int(start), int(end)) for start, end in spans)
+    except (TypeError, ValueError) as error:
+        raise FieldError(field, "is not a list of [start, end]") from error
+    if not all(0 <= start <= end <= len(text) for start, end in inside):
+        raise FieldError(field, f"has a span beyond the answer's {len(text)} characters")
+    outside, reached = [], 0
+    for start, end in [*inside, (len(text), len(text))]:
+        if start > reached:
+            outside.append(Span(reached, start, 0.0))
+        reached = max(reached, end)
+    return Text(text, tuple(outside))
+
+
 def llama_factory(row: Row, root: Path | None = None) -> Preference:
     """LLaMA-Factory's ranking data, also RLHF-V in that form: `conversations` is the prompt,
     `chosen` and `rejected` are one message each."""
@@ -320,8 +386,13 @@ def _mean_rating(annotations: Any) -> float | None:
     if not isinstance(annotations, dict):
         raise FieldError("completions", "has an answer without annotations")
     given = [str((annotations.get(aspect) or {}).get("Rating", "")).strip() for aspect in ASPECTS]
-    ratings = [float(rating) for rating in given if re.fullmatch(r"\d+(\.\d+)?", rating)]
-    return sum(ratings) / len(ratings) if ratings else None
+    return _mean(given)
+
+
+def _mean(ratings: Sequence[Any]) -> float | None:
+    """Of those that are numbers; None where none is."""
+    known = [float(one) for one in map(str, ratings) if re.fullmatch(r"\d+(\.\d+)?", one)]
+    return sum(known) / len(known) if known else None
 
 
 def _source(builder: str, row: Row, **details: Any) -> Provenance:

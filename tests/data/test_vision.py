@@ -19,12 +19,12 @@ from mmalign.data import DatasetError, RecordError, open_dataset, trl
 from mmalign.data.convert import QUARANTINE, convert
 from mmalign.data.corrections import weigh_corrections
 from mmalign.data.store import write_store
-from mmalign.records import Media, Message, Preference, Text, media_of, text_of
+from mmalign.records import Media, Message, Preference, Span, Text, media_of, text_of
 
 PNG = made.picture(1).content
 OTHER = made.picture(2).content
 BYTES = {"bytes": PNG, "path": None}
-FILE = "images/a.png"
+FILE, OTHER_FILE = "images/a.png", "images/b.png"
 ORIGIN = {"origin_dataset": "LCS-558K", "origin_split": "train", "idx": 7, "image_path": "x/a.jpg"}
 SIDES = {"chosen": "A dog.", "rejected": "A cat."}
 
@@ -73,6 +73,27 @@ ROWS: dict[str, dict[str, Any]] = {
         "prompt": "<image-placeholder><image-placeholder>\nWhat is it?",
         **SIDES,
         "gt": "A dog.",
+    },
+    "mm-rlhf-ranked": {
+        "id": 1,
+        "question": "What is it?",
+        "answer": "a dog",
+        "image": FILE,
+        "video": "",
+        "models_output": ["B.", "A.", "C."],
+        "faithfulness": [3, 5, 4],
+        "helpfulness": [None, 4, 4],
+        "ethical": [4, 5, 4],
+        "final_ranking": [3, 1, 2],
+        "score_reasons": ["so", "so", "so"],
+        "ranking_reason": "so",
+    },
+    "ic-vco": {
+        "prompt": "What is it?",
+        "images": [FILE, OTHER_FILE],
+        **SIDES,
+        "chosen_response_spans": [[2, 5]],
+        "rejected_response_spans": [[2, 5]],
     },
     "mm-rlhf": {"prompt": "What is it?", "image": FILE, **SIDES, "ls_factor": 0.5},
     "mdpo": {
@@ -124,10 +145,14 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
+RANKED = ("vlfeedback", "mm-rlhf-ranked")
+
+
 def put(folder: Path, *rows: dict[str, Any]) -> Path:
     """The rows as JSON lines, or as Parquet where they hold bytes, beside an image."""
     (folder / "images").mkdir(exist_ok=True)
     (folder / FILE).write_bytes(PNG)
+    (folder / OTHER_FILE).write_bytes(OTHER)
     if any(isinstance(value, dict) and "bytes" in value for row in rows for value in row.values()):
         pq.write_table(pa.Table.from_pylist(list(rows)), folder / "rows.parquet")
         return folder / "rows.parquet"
@@ -150,7 +175,7 @@ def test_each_format_is_recognised_and_read(name: str, tmp_path: Path) -> None:
     assert message.role == "user"
     assert message.parts[-1] == Text("What is it?")
     assert {image.content for image in media_of(dataset[0].chosen.prompt)} == {PNG}
-    expected = ["A.", "C.", "B."] if name == "vlfeedback" else ["A dog.", "A cat."]
+    expected = ["A.", "C.", "B."] if name in RANKED else ["A dog.", "A cat."]
     assert texts(dataset[0]) == expected
 
 
@@ -160,7 +185,7 @@ def test_each_format_survives_our_store_and_trl(name: str, tmp_path: Path) -> No
     write_store(list(dataset), tmp_path / "store")
     stored = open_dataset(tmp_path / "store")
     assert [found.id for found in stored] == [given.id for given in dataset]
-    if name != "vlfeedback":
+    if name not in (*RANKED, "ic-vco"):
         for given in dataset:
             written = trl.read(trl.write(given))
             assert written.chosen.prompt_id == given.chosen.prompt_id
@@ -173,6 +198,24 @@ def test_ratings_rank_the_answers(tmp_path: Path) -> None:
     listed = {key: [each[key] for each in COMPLETIONS] for key in COMPLETIONS[0]}
     (turned,) = open_dataset(put(tmp_path, ROWS["vlfeedback"] | {"completions": listed}))
     assert turned.id == ranked.id
+
+
+def test_people_ranked_the_answers_of_mm_rlhf(tmp_path: Path) -> None:
+    (ranked,) = open_dataset(put(tmp_path, ROWS["mm-rlhf-ranked"]))
+    assert ranked.grades == pytest.approx((14 / 3, 4.0, 3.5))
+    assert ranked.source.details["final_ranking"] == [3, 1, 2]
+
+
+def test_each_answer_of_ic_vco_has_its_image_and_its_edited_words(tmp_path: Path) -> None:
+    (found,) = open_dataset(put(tmp_path, ROWS["ic-vco"]))
+    assert found.grades == (1.0, 1.0)
+    shown = [media_of(sample.prompt)[0].content for sample in found.candidates]
+    assert shown == [PNG, OTHER]
+    left_out = (Span(0, 2, 0.0), Span(5, 6, 0.0))
+    assert [s.response for s in found.candidates] == [
+        (Text("A dog.", left_out),),
+        (Text("A cat.", left_out),),
+    ]
 
 
 def test_rows_of_two_preferences(tmp_path: Path) -> None:
@@ -349,6 +392,9 @@ def test_the_margin_of_a_row_is_kept(tmp_path: Path) -> None:
         ("mia-dpo", {"image": [FILE]}, "field 'prompt': has 2 places for .* the row has 1"),
         ("povid", {"rejected_conversations": ROWS["povid"]["conversations"]}, "does not differ"),
         ("vlfeedback", {"completions": COMPLETIONS[:1]}, "1 of 1 have ratings in numbers"),
+        ("mm-rlhf-ranked", {"ethical": [5]}, "'ethical': does not hold a rating for each of 3"),
+        ("ic-vco", {"images": [FILE]}, "'images': has 1, but one for each of two"),
+        ("ic-vco", {"chosen_response_spans": [[2, 9]]}, "beyond the answer's 6 characters"),
         ("mdpo", {"prompt": "USER: a ASSISTANT: b USER: c"}, "is rendered by a chat template"),
         ("llama-factory", {"conversations": [{"from": "x", "value": "y"}]}, "message from 'x'"),
         ("ms-swift", {"messages": ROWS["ms-swift"]["messages"][:1]}, "has to end with the chosen"),

@@ -101,10 +101,13 @@ def test_mdpo_looks_at_a_crop_for_the_chosen_answer_only(adapter: VisionLanguage
         assert len(micro.views["crop"].keys) == len(micro.ids)
 
 
-def test_icvco_costs_five_halves_of_log_2(adapter: VisionLanguageAdapter) -> None:
+@pytest.mark.parametrize("data", [THREE, TWO_IMAGES])
+def test_icvco_costs_five_halves_of_log_2(
+    adapter: VisionLanguageAdapter, data: list[Preference]
+) -> None:
     """Two contrasts and two anchors under each of single and both images, weighted 1.75 and 0.75,
     halved; nothing to distil yet, since no probability exceeds a half."""
-    found = losses(adapter, "icvco()", THREE)
+    found = losses(adapter, "icvco()", data)
     torch.testing.assert_close(found, torch.full_like(found, 2.5 * math.log(2)))
 
 
