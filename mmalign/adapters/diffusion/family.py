@@ -8,15 +8,19 @@ frame order, scaled timesteps and added conditions. Axes: n rows, s text positio
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor, nn
 
 from mmalign.adapters.diffusion.noise import Moments
 from mmalign.errors import UserError
+
+logger = logging.getLogger("mmalign")
 
 Text = Mapping[str, Tensor]
 """What a prompt became, one row of it or n rows: "embeds" (n s d), and where a family has them
@@ -97,7 +101,8 @@ def text_options(pipe: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `encode_prompt` as the pipeline itself uses them when it samples, or as chosen.
 
     The defaults of `encode_prompt` and of `__call__` differ in some pipelines; those of `__call__`
-    are what the model was made for. Raises UserError for an option that the pipeline lacks.
+    are what the model was made for. Captions are cleaned only where the libraries for it are
+    installed. Raises UserError for an option that the pipeline lacks, or that cannot be met.
     """
     encode = inspect.signature(pipe.encode_prompt).parameters
     call = inspect.signature(pipe.__call__).parameters
@@ -107,7 +112,14 @@ def text_options(pipe: Any, chosen: Mapping[str, Any]) -> dict[str, Any]:
             f"{type(pipe).__name__} encodes text without an option {unknown[0]!r}",
             hint=f"it has {sorted(shared)}",
         )
-    return {**shared, **chosen}
+    found = {**shared, **chosen}
+    if found.get("clean_caption") and not (is_bs4_available() and is_ftfy_available()):
+        install = "pip install beautifulsoup4 ftfy"
+        if chosen.get("clean_caption"):
+            raise UserError("captions cannot be cleaned (clean_caption) here", hint=install)
+        logger.warning("captions are taken as they are, not cleaned of markup: %s", install)
+        found["clean_caption"] = False
+    return found
 
 
 def embed(

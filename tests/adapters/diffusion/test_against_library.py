@@ -16,11 +16,13 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_diffusion import FAMILIES, SIDE, VIDEO, adapter, picture, sample, samples
+from tiny_pipelines import tiny
 from torch import Tensor, nn
 
 from mmalign.adapters.diffusion import DiffusionAdapter
 from mmalign.adapters.diffusion.family import text_options
 from mmalign.adapters.diffusion.targets import Process, process_of
+from mmalign.errors import UserError
 
 GUIDANCE: dict[str, float | None] = {
     "flux": 3.5,
@@ -165,6 +167,20 @@ def test_text_is_encoded_with_the_options_of_the_pipelines_call() -> None:
     pipe = wide("wan").pipe
     assert text_options(pipe, {}) == {"max_sequence_length": 512}
     assert text_options(pipe, {"max_sequence_length": 16}) == {"max_sequence_length": 16}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_captions_are_cleaned_only_where_that_is_possible(
+    installed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mmalign.adapters.diffusion.family.is_bs4_available", lambda: installed)
+    pipe = tiny("pixart_sigma")
+    assert text_options(pipe, {})["clean_caption"] is installed
+    assert text_options(pipe, {"clean_caption": False})["clean_caption"] is False
+    assert len(caplog.records) == (0 if installed else 1)
+    if not installed:
+        with pytest.raises(UserError, match="cannot be cleaned"):
+            text_options(pipe, {"clean_caption": True})
 
 
 class Stepped(NamedTuple):
