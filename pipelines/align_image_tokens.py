@@ -121,7 +121,7 @@ def align_image_tokens(
     from mmalign.training.seeds import derive
 
     loss, out = parse(objective), output.out
-    preferences, kept = read_preferences(data, out, seed=training.seed, media=True)
+    preferences, kept = read_preferences(data, out, loss, seed=training.seed, media=True)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     policy = load_image_tokens(**vars(model), **vars(tokens), lora=fresh)

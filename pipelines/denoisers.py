@@ -119,7 +119,7 @@ def align_denoiser(
     adds_lora = bool(lora.lora_rank) or model.adapter is not None
     loss = parse(objective)
     out = output.out
-    preferences, kept = read_preferences(data, out, seed=training.seed, media=True)
+    preferences, kept = read_preferences(data, out, loss, seed=training.seed, media=True)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     noise = denoising.noise()

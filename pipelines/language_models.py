@@ -62,7 +62,7 @@ def align_language_model(
     media: whether the model takes images. The others are those of the commands.
     """
     loss = parse(objective)
-    preferences, kept = read_preferences(data, output.out, seed=training.seed, media=media)
+    preferences, kept = read_preferences(data, output.out, loss, seed=training.seed, media=media)
     fresh = lora.fresh(model.adapter)
     torch.manual_seed(derive(training.seed, "lora"))
     policy = load(**vars(model), **vars(language), lora=fresh, **(loading or {}))

@@ -44,13 +44,19 @@ def is_tie(preference: Preference) -> bool:
 
 
 def read_preferences(
-    options: DataOptions, out: Path, *, seed: int, media: bool
+    options: DataOptions, out: Path, objective: Objective, *, seed: int, media: bool
 ) -> tuple[Preferences | Streamed, Preferences | tuple[()]]:
     """What to train on, and what to measure on.
 
     Records that cannot be read go to `out`/unreadable.jsonl. media: whether the model takes images.
-    Raises UserError for data that do not suit.
+    Raises UserError for data that do not suit, and for ties that the objective cannot count.
     """
+    if options.ties == "half" and not objective.takes_ties:
+        raise UserError(
+            f"{objective.spec} cannot count a tie as half a preference each way (--ties half)",
+            hint="leave ties out (--ties drop), or choose an objective of pairs that remembers "
+            "nothing, for instance dpo",
+        )
     evaluation = None
     if options.eval_data:
         evaluation = _open(options.eval_data, None, options, out, media)

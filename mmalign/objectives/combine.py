@@ -55,6 +55,14 @@ class Objective:
         """The canonical text, all options written out; it makes the same objective again."""
         return str(self._tree)
 
+    @property
+    def takes_ties(self) -> bool:
+        """Whether two responses that were liked alike count as half a preference each way. Single
+        objectives ask of each response whether it was liked, which a tie does not say, and lists
+        never contrast equal grades."""
+        pieces = [term.piece for term in self._terms]
+        return all(p.kind == "anchor" or (p.kind == "pair" and not _directed(p)) for p in pieces)
+
     def __call__(self, chosen: LogProbs, rejected: LogProbs) -> Tensor:
         """The loss (b,) of pairs from the log-probabilities (b,) of both sides."""
         if self.needs.reference:
@@ -363,7 +371,7 @@ def _apply_pair(piece: Piece, batch: Batch) -> Tensor:
     tied = batch.grades[:, 0] == batch.grades[:, 1]
     if not bool(tied.any()):
         return piece.function(one, other)
-    if piece.one_way or piece.sorts or piece.states:
+    if _directed(piece):
         raise ValueError(
             f"{piece.text} needs a better and a worse candidate, but a preference of the batch "
             "grades both alike; leave ties out, or contrast named cells: contrast(..., worse=...)"
@@ -373,9 +381,18 @@ def _apply_pair(piece: Piece, batch: Batch) -> Tensor:
     return torch.where(tied, (straight + flipped) / 2, straight)
 
 
+def _directed(piece: Piece) -> bool:
+    """Whether the piece must know which of the two is better."""
+    return piece.one_way or piece.sorts or bool(piece.states)
+
+
 _ONE = (
     "{} compares two candidates, but a preference of the batch has one (a thumb up or down); use "
     "kto(), bco() or apo_zero_unpaired() for such data"
+)
+_NEITHER = (
+    "{} asks of each response whether it was liked, but a preference of the batch is a tie, which "
+    "does not say; leave ties out"
 )
 _MANY = (
     "{0} compares two candidates, but preferences of the batch have up to {1}; wrap it as "
@@ -386,6 +403,8 @@ _MANY = (
 def _apply_single(piece: Piece, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean over each preference's candidates, and the baseline that was used."""
     present = batch.present
+    if bool(((batch.grades == 0.5) | ~present).all(1).any()):
+        raise ValueError(_NEITHER.format(piece.text))
     label = torch.where(batch.grades > 0.5, 1.0, -1.0) * present
     numbers = {"label": label.to(batch.candidates.policy)}
     figures = {}
@@ -398,6 +417,12 @@ def _apply_single(piece: Piece, batch: Batch) -> tuple[Tensor, dict[str, Tensor]
 
 
 def _apply_anchor(piece: Piece, batch: Batch) -> Tensor:
+    """Of the chosen response; of a pair that was liked alike, half of each."""
     loss = piece.function(batch.candidates[:, 0])
+    if batch.grades.shape[1] == 2:
+        tied = batch.grades[:, 0] == batch.grades[:, 1]
+        if bool(tied.any()):
+            other = piece.function(batch.candidates[:, 1])
+            loss = torch.where(tied, (loss + other) / 2, loss)
     up = (batch.present.sum(1) > 1) | (batch.grades[:, 0] > 0.5)
     return torch.where(up, loss, 0.0)

@@ -17,6 +17,8 @@ from data import made
 
 from mmalign.data import RecordError, open_dataset
 from mmalign.data.store import write_store
+from mmalign.errors import UserError
+from mmalign.objectives import objective
 from mmalign.pipelines.options import DataOptions
 from mmalign.pipelines.preferences import read_preferences
 from mmalign.records import Media, Preference, text_of
@@ -246,13 +248,21 @@ def test_ties_are_left_out_unless_they_count_half(tmp_path: Path) -> None:
     unjudged = PICK | {"has_label": False}
     path = put(tmp_path, "pick-a-pic", [PICK, tie, unjudged, PICK | {"caption": "a fox"}])
     counts: dict[str, int] = {}
+    loss = objective("dpo(beta=0.1)")
     for ties in ("drop", "half"):
         # silenced: one of the two
         options = DataOptions(data=str(path), held_out=0, ties=ties)  # type: ignore[arg-type]
-        found, _ = read_preferences(options, tmp_path, seed=0, media=True)
+        found, _ = read_preferences(options, tmp_path, loss, seed=0, media=True)
         counts[ties] = sum(isinstance(each, Preference) for each in found)
         # silenced: one of the two
         options = DataOptions(data=str(path), streaming=True, ties=ties)  # type: ignore[arg-type]
-        stream, _ = read_preferences(options, tmp_path, seed=0, media=True)
+        stream, _ = read_preferences(options, tmp_path, loss, seed=0, media=True)
         assert sum(isinstance(each, Preference) for each in stream) == counts[ties]
     assert counts == {"drop": 2, "half": 3}
+
+
+@pytest.mark.parametrize("spec", ["kto(baseline='none')", "plackett_luce()", "dpo() + bco()"])
+def test_ties_are_refused_where_they_cannot_count_half(spec: str, tmp_path: Path) -> None:
+    options = DataOptions(data="votes.csv", ties="half")
+    with pytest.raises(UserError, match="cannot count a tie"):
+        read_preferences(options, tmp_path, objective(spec), seed=0, media=True)

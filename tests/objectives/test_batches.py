@@ -70,10 +70,18 @@ def test_a_tie_is_half_a_preference_each_way() -> None:
     found = loss(replace(batch, grades=grades))
     pairs = objective("dpo(beta=0.1)").loss
     both = (pairs(batch) + pairs(turned)) / 2
-    anchors = 0.2 * objective("nll()").loss(replace(batch, grades=grades))
+    nll = objective("nll()").loss
+    anchors = 0.2 * (nll(batch) + nll(turned)) / 2
     torch.testing.assert_close(found[1], both[1] + anchors[1])
     torch.testing.assert_close(found[[0, 2]], loss(batch)[[0, 2]])
     assert both[1] >= math.log(2)
+
+
+def test_a_tie_does_not_say_whether_a_response_was_liked() -> None:
+    batch = random_batch()
+    ties = replace(batch, grades=torch.full_like(batch.grades, 0.5))
+    with pytest.raises(ValueError, match="is a tie, which does not say"):
+        objective("kto(baseline='none')").loss(ties)
 
 
 def test_what_the_data_lack_is_named() -> None:
