@@ -157,7 +157,7 @@ def align_denoiser(
             "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
             "denoising": str(noise), "loading": str(loading),
         },
-        callbacks=[
+        callbacks=lambda _: [
             *([ErrorGuard(denoising.error_guard)] if guarded else []),
             *([during] if sampling.sample_every else []),
         ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,9 @@ import torch
 from markupsafe import Markup
 
 from mmalign.adapters.lora import has_lora
-from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.adapters.text import TextAdapter
 from mmalign.adapters.vision_language import VisionLanguageAdapter
-from mmalign.errors import UserError
+from mmalign.errors import BadSample, UserError
 from mmalign.evaluation.credit import credit_section
 from mmalign.evaluation.diagnostics.images import (
     ImageAblation,
@@ -23,6 +21,7 @@ from mmalign.evaluation.diagnostics.images import (
 )
 from mmalign.evaluation.outputs import WatchOutputs
 from mmalign.evaluation.scoring import score_pairs
+from mmalign.objectives import Objective
 from mmalign.objectives import objective as parse
 from mmalign.objectives.scores import pair_batch
 from mmalign.pipelines.options import (
@@ -36,6 +35,7 @@ from mmalign.pipelines.options import (
 from mmalign.pipelines.preferences import measurable, read_preferences
 from mmalign.pipelines.results import save_alignment
 from mmalign.records import Preference, media_of
+from mmalign.reference import AdapterOff, Reference
 from mmalign.training.align import align
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
@@ -67,6 +67,7 @@ def align_language_model(
     torch.manual_seed(derive(training.seed, "lora"))
     policy = load(**vars(model), **vars(language), lora=fresh, **(loading or {}))
     evaluation = measurable(policy, kept, loss, training, output.out)
+    blind = _blind(evaluation)
     done = align(
         policy,
         preferences,
@@ -76,12 +77,14 @@ def align_language_model(
         output.out,
         reference=reference,
         resume=output.resume,
-        callbacks=_watching(policy, evaluation, watch, training.seed),
+        callbacks=_watching(policy, evaluation, watch, reference, loss, training.seed),
+        compared=[one for data in blind[1:] for one in data],
         settings={
             "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
             **(loading or {}),
         },
     )  # fmt: skip
+    before = _before(policy, done.reference)
     save_alignment(
         output.out,
         done,
@@ -92,8 +95,8 @@ def align_language_model(
         trained_on=preferences if isinstance(preferences, Sequence) else None,
         objective=loss.spec,
         seed=training.seed,
-        sections=_credit(policy, evaluation) if done.main_process else [],
-        images=_blind(policy, evaluation) if done.main_process else None,
+        sections=_credit(policy, before, evaluation) if done.main_process else [],
+        images=_ablation(policy, before, blind) if done.main_process else None,
     )
     if output.merged and done.main_process:
         policy.export_merged(output.out / "merged")
@@ -102,39 +105,63 @@ def align_language_model(
 Policy = TextAdapter | VisionLanguageAdapter
 
 
-def _credit(policy: Policy, evaluation: Sequence[Preference]) -> list[Markup]:
+def _before(policy: Policy, kept: Reference | None) -> Reference | None:
+    """The model before training: with its LoRA off, or else as training compared with it."""
+    return AdapterOff(policy) if has_lora(policy.policy) else kept
+
+
+def _credit(
+    policy: Policy, before: Reference | None, evaluation: Sequence[Preference]
+) -> list[Markup]:
     """How the tokens of a few held-out responses were raised and lowered, where the model before
     training is at hand."""
-    if not has_lora(policy.policy):
-        return []
-    return credit_section(policy, partial(_before, policy), evaluation)
+    return [] if before is None else credit_section(policy, before, evaluation)
 
 
-def _blind(policy: Policy, evaluation: Sequence[Preference]) -> ImageAblation | None:
-    """How many held-out pairs are right with and without their images, where the model before
-    training is at hand and all of them have images."""
+def _blind(evaluation: Sequence[Preference]) -> list[list[Preference]]:
+    """The held-out pairs with images, as they are and without them; nothing without such pairs."""
     about = [one for one in evaluation if all(media_of(s.prompt) for s in one.candidates)]
-    if not has_lora(policy.policy) or not about:
+    return [about, without_images(about)] if about else []
+
+
+def _ablation(
+    policy: Policy, before: Reference | None, blind: Sequence[Sequence[Preference]]
+) -> ImageAblation | None:
+    """How many held-out pairs are right with and without their images, where the model before
+    training is at hand and can be asked about all of them."""
+    if before is None or not blind or not all(_usable(policy, data) for data in blind):
         return None
-    scored = [
-        score_pairs(policy, partial(_before, policy), data)
-        for data in (about, without_images(about))
-    ]
-    if len(scored[0].preferences) != len(scored[1].preferences):
-        return None  # some fit with their images only or without them only
+    scored = [score_pairs(policy, before, data) for data in blind]
     return image_ablation(*(pair_batch(each.chosen, each.rejected).candidates for each in scored))
 
 
+def _usable(policy: Policy, data: Sequence[Preference]) -> bool:
+    """Whether every pair fits; some models take no prompt without an image."""
+    try:
+        for one in data:
+            policy.size([one.chosen, one.rejected])
+    except BadSample:
+        return False
+    return True
+
+
 def _watching(
-    policy: Policy, evaluation: Sequence[Preference], watch: WatchOptions, seed: int
-) -> list[WatchOutputs]:
+    policy: Policy,
+    evaluation: Sequence[Preference],
+    watch: WatchOptions,
+    kind: ReferenceKind,
+    loss: Objective,
+    seed: int,
+) -> Callable[[Reference | None], list[WatchOutputs]]:
     """The look at the model's own answers, if it is asked for."""
     if not watch.watch_every:
-        return []
-    if not has_lora(policy.policy):
+        return lambda _: []
+    if not has_lora(policy.policy) and (kind == "cache" or not loss.needs.reference):
         raise UserError(
-            "the model's answers are compared with those before training, which needs a LoRA",
-            hint="leave --watch-every at 0 where all weights are trained",
+            "the model's answers are compared with those of the model before training, which needs "
+            "a LoRA, or a copy of all weights",
+            hint="leave --watch-every at 0, or train a LoRA; objectives with a reference keep a "
+            "copy with --reference copy",
         )
     if not evaluation:
         raise UserError(
@@ -142,14 +169,10 @@ def _watching(
         )
     count = min(watch.watch_prompts, len(evaluation))
     prompts = [evaluation[number].chosen.prompt for number in range(count)]
-    return [
-        WatchOutputs(
-            policy, partial(_before, policy), prompts, watch.watch_every, seed, watch.watch_tokens
-        )
-    ]
 
+    def looks(kept: Reference | None) -> list[WatchOutputs]:
+        before = _before(policy, kept)
+        assert before is not None  # as checked above
+        return [WatchOutputs(policy, before, prompts, watch.watch_every, seed, watch.watch_tokens)]
 
-def _before(policy: Policy, inputs: Inputs) -> Scored:
-    """What the model before training makes of encoded rows."""
-    with policy.reference_mode():
-        return policy.log_probs(policy.policy, inputs)
+    return looks

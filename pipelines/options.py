@@ -103,7 +103,7 @@ class WatchOptions:
     Args:
         watch_every: Steps between looks at the model's own answers to held-out prompts: their
             entropy, divergence from the model before, and length; 0 never. Early signs of
-            over-optimisation show there. Needs a LoRA.
+            over-optimisation show there. Needs a LoRA, or a copy of all weights as reference.
         watch_prompts: How many prompts.
         watch_tokens: Tokens of an answer at most.
     """

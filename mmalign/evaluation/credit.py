@@ -6,23 +6,23 @@ may show at an earlier token than the one that people would blame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from markupsafe import Markup
 
 from mmalign.adapters.autoregressive import evaluating
-from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.errors import BadSample
 from mmalign.records import Preference, Sample, text_of
+from mmalign.reference import Reference
 from mmalign.report.credit import Credited, credit
 from mmalign.report.page import section
 
 
 def credit_section(
     policy: Any,
-    reference: Callable[[Inputs], Scored],
+    reference: Reference,
     data: Sequence[Preference],
     *,
     beta: float = 1.0,
@@ -30,8 +30,8 @@ def credit_section(
 ) -> list[Markup]:
     """The report's section with the first few preferences; none where no sample can be shown.
 
-    policy: an adapter of a language model, with eyes or without. reference: what the model before
-    training makes of encoded rows. beta: 1 for nats.
+    policy: an adapter of a language model, with eyes or without. reference: the model before
+    training. beta: 1 for nats.
     """
     cards = []
     for preference in list(data)[:show]:
@@ -55,13 +55,12 @@ def credit_section(
     return [section("Credit by token", Markup().join(cards), note=note)]
 
 
-def credited(
-    policy: Any, reference: Callable[[Inputs], Scored], sample: Sample, *, beta: float = 1.0
-) -> Credited:
+def credited(policy: Any, reference: Reference, sample: Sample, *, beta: float = 1.0) -> Credited:
     """A response's tokens with their rewards. Raises BadSample for what the model cannot take."""
     with torch.no_grad(), evaluating(policy.policy):
         inputs = policy.encode(policy.collate([sample], [0]))
-        ours, theirs = policy.log_probs(policy.policy, inputs), reference(inputs)
+        ours = policy.log_probs(policy.policy, inputs)
+        theirs = reference.log_probs(inputs, [sample.id], [0])
     assert ours.tokens is not None  # a language model has tokens
     assert theirs.tokens is not None
     rewards = beta * (ours.tokens.log_probs - theirs.tokens.log_probs)[0].cpu()

@@ -6,7 +6,7 @@ and length, over the model's own answers to given prompts. Axes: n answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
-from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.evaluation.diagnostics.divergence import kl_tokens
 from mmalign.records import Media, Message
+from mmalign.reference import Reference
 from mmalign.training.callbacks import AsLeft
 from mmalign.training.seeds import derive
 
@@ -46,7 +46,7 @@ class Outputs:
 
 def look_at(
     policy: Any,
-    reference: Callable[[Inputs], Scored],
+    reference: Reference,
     prompts: Sequence[tuple[Message, ...]],
     *,
     seed: int = 0,
@@ -56,8 +56,8 @@ def look_at(
 ) -> Outputs:
     """Let `policy` answer, and read its distributions and those of `reference` along its answers.
 
-    policy: an adapter of a token model. reference: what the model before training makes of encoded
-    rows. Figures are at temperature 1, whatever answers were sampled at.
+    policy: an adapter of a token model. reference: the model before training. Figures are at
+    temperature 1, whatever answers were sampled at.
     """
     seeds = [derive(seed, "outputs", number) for number in range(len(prompts))]
     samples = policy.sample(
@@ -70,7 +70,8 @@ def look_at(
             some = samples[start : start + batch_size]
             inputs = policy.encode(policy.collate(some, [0] * len(some)))
             ours = policy.log_probs(policy.policy, inputs, STATS).tokens
-            theirs = reference(inputs).tokens
+            ids = [sample.id for sample in some]
+            theirs = reference.log_probs(inputs, ids, [0] * len(some)).tokens
             assert theirs is not None  # the same kind of model
             mask = ours.mask.double()
             figures = {name: ours.stats[name] for name in STATS}
@@ -95,7 +96,7 @@ class WatchOutputs:
     outputs/top10_entropy and so on. The report's diagnosis reads them."""
 
     policy: Any
-    reference: Callable[[Inputs], Scored]
+    reference: Reference
     prompts: Sequence[tuple[Message, ...]]
     every: int
     seed: int = 0

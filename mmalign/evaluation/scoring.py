@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from markupsafe import Markup
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
-from mmalign.adapters.protocol import Inputs, Scored
 from mmalign.errors import BadSample, UserError
 from mmalign.evaluation.credit import credit_section
 from mmalign.evaluation.pairs import Modality, PairOptions, ScoredModel
 from mmalign.objectives import LogProbs
 from mmalign.records import Media, Preference, Sample
+from mmalign.reference import FrozenCopy, Reference
 from mmalign.training.log import console, progress
 from mmalign.training.seeds import derive
 
@@ -104,16 +104,14 @@ class Judges:
         reference = self.reference
         if reference is None or self.kind not in ("text", "vision-language"):
             return []
-        return credit_section(
-            self.policy, lambda inputs: reference.log_probs(reference.policy, inputs), data
-        )
+        return credit_section(self.policy, FrozenCopy(reference, reference.policy), data)
 
     def score(self, data: Sequence[Preference], options: PairOptions) -> Pairs:
         """Raises UserError when no pair can be used."""
         judge = self.reference
         return score_pairs(
             self.policy,
-            None if judge is None else lambda inputs: judge.log_probs(judge.policy, inputs),
+            None if judge is None else FrozenCopy(judge, judge.policy),
             data,
             micro_batch=options.micro_batch,
             seed=options.seed,
@@ -122,7 +120,7 @@ class Judges:
 
 def score_pairs(
     policy: Any,
-    reference: Callable[[Inputs], Scored] | None,
+    reference: Reference | None,
     data: Sequence[Preference],
     *,
     micro_batch: int = 8192,
@@ -130,7 +128,7 @@ def score_pairs(
 ) -> Pairs:
     """Best against worst of each preference, in the order of the data.
 
-    policy: an adapter. reference: what another model makes of encoded rows, if there is one.
+    policy: an adapter. reference: another model that scores the same rows, if there is one.
     Raises UserError when no pair can be used.
     """
     usable: list[Preference] = []
@@ -161,7 +159,7 @@ def score_pairs(
 
 def _rows(
     policy: Any,
-    reference: Callable[[Inputs], Scored] | None,
+    reference: Reference | None,
     samples: Sequence[Sample],
     seeds: Sequence[int],
 ) -> Tensor:
@@ -171,7 +169,8 @@ def _rows(
         ours = policy.log_probs(policy.policy, inputs)
         theirs = torch.full_like(ours.log_probs, torch.nan)
         if reference is not None:
-            theirs = reference(inputs).log_probs
+            ids = [sample.id for sample in samples]
+            theirs = reference.log_probs(inputs, ids, seeds).log_probs
     columns = (ours.log_probs, theirs, ours.lengths)
     return torch.stack([column.cpu().double() for column in columns], -1)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +43,15 @@ from mmalign.training.step import Scorer
 @dataclass
 class Alignment:
     """What came of it: figures (m,) of each held-out preference before and after training (empty
-    without held-out data), the result of training, and seconds per stage."""
+    without held-out data), the result of training, seconds per stage, and the reference of those
+    figures, which is the model before training (None for objectives without one)."""
 
     before: dict[str, Tensor] = field(default_factory=dict)
     after: dict[str, Tensor] = field(default_factory=dict)
     result: TrainingResult | None = None
     main_process: bool = True
     seconds: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
 
 
 def align(
@@ -64,7 +66,8 @@ def align(
     resume: bool = True,
     settings: dict[str, Any] | None = None,
     accelerator: Accelerator | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Callable[[Reference | None], Sequence[Callback]] = lambda _: (),
+    compared: Sequence[Preference] = (),
 ) -> Alignment:
     """Align `adapter.policy` in place and measure held-out preferences before and after.
 
@@ -75,7 +78,8 @@ def align(
             copy of the trained weights, and the figures before and after still with this one.
         resume: Go on with a run under `out`; False removes what it left and starts anew.
         settings: Anything else that must be the same for a stopped run to be continued.
-        callbacks: Look on after every step; see `Callback`.
+        callbacks: Given the reference, what looks on after every step; see `Callback`.
+        compared: Further preferences that the reference will be asked about after training.
     """
     accelerator = accelerator or start(options, out)
     if not resume:
@@ -85,7 +89,9 @@ def align(
     done = Alignment(main_process=accelerator.is_main_process)
     with _timed(done, "reference"):
         passes = _passes(data, plan, options)
-        told = _reference(adapter, data, held_out, objective, plan, out, reference, passes)
+        asked = (held_out, compared)
+        told = _reference(adapter, data, asked, objective, plan, out, reference, passes)
+        done.reference = told
         moving = _moving(adapter, objective, options, reference)
 
     def measure() -> dict[str, Tensor]:
@@ -106,7 +112,7 @@ def align(
             held_out=held_out,
             settings={**(settings or {}), "reference": reference},
             accelerator=accelerator,
-            callbacks=callbacks,
+            callbacks=callbacks(told),
         )
     with _timed(done, "after"):
         done.after = measure()
@@ -116,7 +122,7 @@ def align(
 def _reference(
     adapter: Adapter,
     data: Sequence[Preference] | Iterable[Preference | ValueError],
-    held_out: Sequence[Preference],
+    asked: Sequence[Sequence[Preference]],
     objective: Objective,
     plan: Plan,
     out: Path,
@@ -146,7 +152,7 @@ def _reference(
         case "copy":
             return FrozenCopy.of(adapter)
         case "cache":
-            return _cache(adapter, data, held_out, plan, out, lora, passes)
+            return _cache(adapter, data, asked, plan, out, lora, passes)
     raise UserError(f"no reference {kind!r}; there are {', '.join(get_args(ReferenceKind))}")
 
 
@@ -172,13 +178,14 @@ def _moving(
 def _cache(
     adapter: Adapter,
     data: Sequence[Preference] | Iterable[Preference | ValueError],
-    held_out: Sequence[Preference],
+    asked: Sequence[Sequence[Preference]],
     plan: Plan,
     out: Path,
     lora: bool,
     passes: float,
 ) -> Cached:
-    """A cache that knows the held-out data and, unless it is a stream, the training data.
+    """A cache that knows what is `asked` about besides and, unless it is a stream, the training
+    data.
 
     What it does not know is asked of the model with the adapter off; when all weights are trained
     there is no such model any more, so that everything must be known beforehand.
@@ -205,7 +212,7 @@ def _cache(
     start: Reference = AdapterOff(adapter) if lora else AsItIs(adapter)
     cached = Cached(out / "reference.sqlite", scope, start, seeded=adapter.seeded)
     turns = max(1, min(plan.noise_cycle, math.ceil(passes)))
-    for known, count in ((data, turns), (held_out, 1)):
+    for known, count in ((data, turns), *((each, 1) for each in asked)):
         if plan.strata > 1:
             continue  # seeds depend on the order of the steps: each is asked for in its turn
         if isinstance(known, Sequence) and len(known):

@@ -21,6 +21,7 @@ from mmalign.data.store import write_store
 from mmalign.evaluation.credit import credited
 from mmalign.objectives import objective
 from mmalign.records import Message, Preference, Sample, Text, pair
+from mmalign.reference import FrozenCopy
 from mmalign.report.credit import credit
 from mmalign.training.align import align
 from mmalign.training.options import TrainingOptions
@@ -164,7 +165,7 @@ def test_credit_by_token_sums_to_the_log_ratio(
 ) -> None:
     policy, reference = load_text(model, adapter=lora), load_text(model)
     sample = PAIRS[0].chosen
-    found = credited(policy, lambda inputs: reference.log_probs(reference.policy, inputs), sample)
+    found = credited(policy, FrozenCopy(reference, reference.policy), sample)
     assert "".join(found.pieces).startswith("the red fox")
     assert sum(found.values) == pytest.approx(plain(sample, True) - plain(sample, False), abs=1e-3)
     drawn = str(credit("Name <red>", {"chosen": found}))

@@ -216,8 +216,9 @@ def test_watches_what_the_model_writes(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "outputs/top10_entropy over step" in page
     assert "Credit by token" in page
-    assert align(model, data, *watched, "--lora-rank", "0", "--out", "other") == 2
-    assert "needs a LoRA" in capsys.readouterr().err
+    uncopied = ("--lora-rank", "0", "--reference", "cache", "--out", "other")
+    assert align(model, data, *watched, *uncopied) == 2
+    assert "or a copy of all weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,24 @@ def test_all_references_give_the_same_losses(model: Path, data: Path) -> None:
     assert losses[0] == pytest.approx(losses[2], abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["copy", "cache"])
+def test_all_weights_are_compared_with_the_reference_that_the_run_has(
+    model: Path, data: Path, kind: str
+) -> None:
+    watched = ("--watch-every", "2", "--watch-tokens", "4") if kind == "copy" else ()
+    every = ("--lora-rank", "0", "--reference", kind, "--steps", "2", "--held-out", "0.3")
+    assert align(model, data, *every, "--learning-rate", "0.002", *watched) == 0
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert "reward_accuracy_without_image" in metrics["after"]
+    assert "Credit by token" in Path("run/report.html").read_text()
+    row = JsonLines(Path("run/metrics.jsonl")).rows()[-1]
+    if watched:
+        assert row["outputs/kl_per_token"] > 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        ["--lora-rank", "0", "--reference", "copy"],
         ["--objective", "mdpo(beta=0.1)", "--max-refused", "0.2"],
         ["--gradient-checkpointing", "--eval-every", "1"],
         ["--streaming", "--steps", "2"],

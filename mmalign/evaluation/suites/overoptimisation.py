@@ -54,11 +54,11 @@ def overoptimisation(
           --checkpoints runs/a/model runs/b/model runs/c/model runs/d/model runs/e/model
     """
     save_settings(out / "run.yaml", "evaluate overoptimisation", overoptimisation, locals())
-    from mmalign.adapters.protocol import Inputs, Scored
     from mmalign.errors import UserError
     from mmalign.evaluation.diagnosis import diagnose
     from mmalign.evaluation.outputs import Outputs, look_at
     from mmalign.evaluation.scoring import kind_of, load
+    from mmalign.reference import FrozenCopy
     from mmalign.report.curves import curves
     from mmalign.report.diagnosis import diagnosis
     from mmalign.report.page import section
@@ -75,11 +75,7 @@ def overoptimisation(
     prompts = [one.chosen.prompt for one in data]
     options: dict[str, Any] = {"kind": kind_of(model, data), "precision": model.precision}
     base = load(model.model, None, **options)
-
-    def before(inputs: Inputs) -> Scored:
-        scored: Scored = base.log_probs(base.policy, inputs)
-        return scored
-
+    before = FrozenCopy(base, base.policy)
     found: list[Outputs] = []
     for name in ["", *checkpoints]:
         if not name:
