@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from mmalign.report.tables import settings as settings_table
 from mmalign.settings import read_settings
 from mmalign.training.align import Alignment
 from mmalign.training.log import JsonLines, console
+
+LOOKED_AT = 20_000
+"""Training data in which faults are looked for."""
 
 CURVES: tuple[tuple[str, ...], ...] = (
     ("loss", "held_out/loss"),
@@ -83,7 +87,7 @@ def save_alignment(
     findings = diagnose(
         JsonLines(out / "metrics.jsonl").rows(),
         spec=objective,
-        data=None if trained_on is None else rates(trained_on),
+        data=None if trained_on is None else rates(_some(trained_on)),
         images=images,
         held_out=n or None,
     )
@@ -154,6 +158,11 @@ def intervals(found: Mapping[str, Tensor]) -> dict[str, Interval]:
         elif known:
             measured[name] = bootstrap_mean(known)
     return measured
+
+
+def _some(data: Sequence[Preference]) -> Sequence[Preference]:
+    """At most `LOOKED_AT` of them, evenly spaced: looking reads their images."""
+    return data[:: math.ceil(len(data) / LOOKED_AT)] if len(data) else data
 
 
 def _summary(done: Alignment, measured: Mapping[str, Mapping[str, Interval]]) -> str:

@@ -177,8 +177,9 @@ def _table(entries: dict[str, Entry]) -> object:
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("objective", no_wrap=True)
-    for heading in ("formula", "reference", "kind", "paper"):
-        table.add_column(heading)
+    for heading in ("formula", "reference", "kind"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("paper", no_wrap=True)
     for name, entry in entries.items():
         reference = "yes" if "reference" in needs(name) else ""
         table.add_row(name, escape(entry.formula), reference, kind(entry), paper(entry))

@@ -20,7 +20,7 @@ def logic_listing() -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, title="Losses by strictness", title_justify="left")
     table.add_column("loss", no_wrap=True)
     for heading in ("ratio", "says", "given", "both", "looser neighbours", "named here"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for name in sorted(RATIOS, key=order.rank):
         found = decompile(name)
         looser = ", ".join(b for a, b in order.covers if a == name)
