@@ -179,6 +179,20 @@ FORMATS: dict[str, Format] = {
         media=("image", "image_path"),
         group_by="prompt_id",
     ),
+    "rich-hf": Format(
+        "RichHF: one rated image a row, a thumb up or down",
+        (("prompt", "image", *generation.RICH_SCORES),),
+        generation.rich_hf,
+        media=("image",),
+    ),
+    "rich-hf-ranked": Format(
+        "RichHF: the images of a prompt, ranked",
+        (("prompt", "image", *generation.RICH_SCORES),),
+        generation.rich_hf_ranked,
+        media=("image",),
+        group_by="prompt",
+        by_name=True,
+    ),
     "video-feedback": Format(
         "VideoFeedback: one row a rated video",
         (("text prompt", "video link", *generation.VIDEO_RATINGS),),

@@ -22,6 +22,7 @@ from mmalign.records import (
     Provenance,
     Sample,
     Text,
+    thumb,
 )
 
 Kind = Literal["image", "video"]
@@ -125,6 +126,38 @@ def image_reward_db(rows: Row, root: Path | None = None) -> Preference:
         [-rank for rank in _numbers(rows, "rank")],
         builder="image-reward-db",
         kept=("prompt_id", "classification"),
+    )
+
+
+RICH_SCORES = ("overall_score", "aesthetics_score", "artifact_score", "misalignment_score")
+"""From 0 to 1, all the better the higher."""
+
+
+def rich_hf(row: Row, root: Path | None = None) -> Preference:
+    """RichHF-18K with prompts and images: one rated image a row, liked where its overall score
+    exceeds one half, with all four scores in the aux. As published it has neither prompt nor image;
+    `mmalign.data.rich_hf` puts them in. arXiv:2312.10240."""
+    text = fields.text(row.get("prompt"), "prompt")
+    if not text.strip():
+        raise FieldError("prompt", "is empty")
+    scores = {name: fields.number(row.get(name), name) for name in RICH_SCORES}
+    image = _file(row.get("image"), "image", root, "image")
+    return thumb(
+        Sample((Message(PLAIN, (Text(text),)),), (image,)),
+        scores["overall_score"] > 0.5,
+        aux=scores,
+        source=Provenance(builder="rich-hf", details={"filename": str(row.get("filename", ""))}),
+    )
+
+
+def rich_hf_ranked(rows: Row, root: Path | None = None) -> Preference:
+    """RichHF-18K, the images of a prompt ranked by their overall scores."""
+    return _ranked(
+        _first(rows),
+        "prompt",
+        [_file(cell, "image", root, "image") for cell in rows.get("image") or ()],
+        _numbers(rows, "overall_score"),
+        builder="rich-hf",
     )
 
 

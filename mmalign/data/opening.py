@@ -19,6 +19,7 @@ from mmalign.data.formats import FORMATS, recognise, renamed_columns
 from mmalign.data.grouped import GroupedRows, GroupedStream
 from mmalign.data.rows import ArrowRows, ParquetRows, RepeatedRows, Rows, csv_rows, json_rows
 from mmalign.data.store import MANIFEST, open_store
+from mmalign.data.tfrecord import TFRecordRows
 
 logger = logging.getLogger("mmalign")
 
@@ -31,6 +32,7 @@ KINDS: dict[str, Callable[[Sequence[Path], Path | None], Rows]] = {
     ".jsonl": json_rows,
     ".json": json_rows,
     ".csv": csv_rows,
+    ".tfrecord": TFRecordRows,
 }
 """How a file is read, by how its name ends."""
 
