@@ -57,7 +57,7 @@ def save(
     weights = {name: _whole(weight) for name, weight in trained(policy).items()}
     mean = {name: _whole(weight) for name, weight in (average or {}).items()}
     moments = {
-        f"{name}|{key}": _whole(value)
+        f"{name}|{key}": _whole(torch.as_tensor(value))
         for name, weight in trained(policy).items()
         for key, value in optimizer.state[weight].items()
     }
@@ -86,8 +86,10 @@ def load(
     for place, value in moments.items():
         name, key = place.rsplit("|", 1)
         weight = weights[name]
-        device = value.device if key == "step" else weight.device
-        optimizer.state[weight][key] = _like(value, weight).to(device)
+        if key == "step":  # a tensor on the CPU, or of the 8-bit optimiser an integer
+            optimizer.state[weight][key] = value if value.is_floating_point() else value.item()
+        else:
+            optimizer.state[weight][key] = _like(value, weight).to(weight.device)
     objective.load_state_dict(load_file(path / "objective.safetensors"))
 
 

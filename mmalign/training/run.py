@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 
 from mmalign.adapters.protocol import Adapter
@@ -122,11 +122,17 @@ def begin(
 ) -> Run:
     """A run at its first step, or where its last checkpoint left it.
 
-    Raises UserError when no weight is trained, or when `out` holds a run with other settings.
+    Raises UserError when no weight is trained, when the optimiser is not to be had, or when `out`
+    holds a run with other settings.
     """
     weights = [p for p in adapter.policy.parameters() if p.requires_grad]
     if not weights:
         raise UserError("no weight of the model is trained: choose LoRA or full training")
+    if options.optimizer == "adamw-8bit" and accelerator.distributed_type == DistributedType.FSDP:
+        raise UserError(
+            "the optimiser adamw-8bit cannot keep moments of weights that FSDP has divided",
+            hint="leave out --optimizer: divided moments are small already",
+        )
     scorer, optimizer = accelerator.prepare(Scorer(adapter), _optimizer(weights, options))
     run = Run(
         accelerator=accelerator,
@@ -222,11 +228,24 @@ def _optimizer(weights: list[nn.Parameter], options: TrainingOptions) -> torch.o
         {"params": [w for w in weights if w.ndim >= 2], "weight_decay": options.weight_decay},
         {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    kind = torch.optim.AdamW if options.optimizer == "adamw" else _adamw_8bit()
+    return kind(
         [group for group in groups if group["params"]],
         lr=options.learning_rate,
         betas=options.adam_betas,
     )
+
+
+def _adamw_8bit() -> Any:
+    """AdamW whose moments are quantised block by block. arXiv:2110.02861."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(
+            "the optimiser adamw-8bit needs bitsandbytes, which is not installed",
+            hint="pip install 'mmalign[8bit]', or leave out --optimizer",
+        )
+    from bitsandbytes.optim.adamw import AdamW8bit
+
+    return AdamW8bit
 
 
 def _decisive(options: TrainingOptions) -> dict[str, Any]:
