@@ -27,6 +27,7 @@ from mmalign.pipelines.samples import (
     sampled,
     samples_section,
 )
+from mmalign.pipelines.win_rates import WinRates, win_rates_section
 from mmalign.records import Preference
 from mmalign.reference import AdapterOff
 from mmalign.report.figures import figures
@@ -88,6 +89,9 @@ class SampleOptions:
         sample_guidance: Guidance scale of the sampler; that of the pipeline by default.
         sample_every: Steps after which the same prompts are sampled again, for trackers and
             out/samples; 0 samples before and after training only.
+        sample_rewards: Rewards that compare the samples with those from before training, prompt by
+            prompt, as in pick, clip, "hps(version='v2.1')"; 64 samples and more make a win rate
+            that says something. Of pictures only.
     """
 
     samples: int = 8
@@ -95,6 +99,7 @@ class SampleOptions:
     sample_steps: int | None = None
     sample_guidance: float | None = None
     sample_every: int = 0
+    sample_rewards: tuple[str, ...] = ()
 
 
 def align_denoiser(
@@ -116,6 +121,8 @@ def align_denoiser(
     loading: further arguments of `load_diffusion`. The others are those of the commands.
     """
     _check_kind(model.model, video)
+    if video and sampling.sample_rewards:
+        raise UserError("rewards judge pictures, not videos", hint="leave out --sample-rewards")
     adds_lora = bool(lora.lora_rank) or model.adapter is not None
     loss = parse(objective)
     out = output.out
@@ -134,7 +141,6 @@ def align_denoiser(
         sampling.samples, sampling.sample_prompts, evaluation or preferences
     )
     draws = {"steps": sampling.sample_steps, "guidance": sampling.sample_guidance}
-    during = SampledDuring(policy, prompts, sampling.sample_every, training.seed, out, draws)
     guarded = denoising.error_guard > 0 and loss.needs.reference
     known = preferences if isinstance(preferences, Sequence) else None
     if denoising.cache is not None and known is not None:
@@ -142,6 +148,13 @@ def align_denoiser(
     pictures = {
         "before": sampled(policy, prompts, seed=training.seed, out=out, stage="before", **draws)
     }
+    judges = WinRates(
+        sampling.sample_rewards if prompts else (), prompts, pictures["before"],
+        out / "scores.sqlite",
+    )  # fmt: skip
+    during = SampledDuring(
+        policy, prompts, sampling.sample_every, training.seed, out, draws, judges.intervals
+    )
     if denoising.release_encoders:
         policy.release_encoders()
     done = align(
@@ -167,6 +180,7 @@ def align_denoiser(
     pictures["after"] = sampled(
         policy, prompts, seed=training.seed, out=out, stage="after", **draws
     )
+    won = judges.intervals(pictures["after"])
     save_alignment(
         out,
         done,
@@ -179,8 +193,10 @@ def align_denoiser(
         seed=training.seed,
         library="diffusers",
         loading=_loading(policy, model.model, adds_lora),
+        others=won,
         sections=[
             *([samples_section(prompts, pictures)] if prompts else []),
+            *([win_rates_section(won, out, len(prompts))] if won else []),
             *([_by_time(policy, evaluation[:JUDGED])] if adds_lora and len(evaluation) else []),
         ],
     )

@@ -63,11 +63,13 @@ def save_alignment(
     loading: str | None = None,
     sections: Sequence[Markup] = (),
     images: ImageAblation | None = None,
+    others: Mapping[str, Interval] | None = None,
 ) -> None:
     """Write everything about one alignment under `out`, from the main process.
 
     trained_on: the preferences, to look for faults in them; None where they were streamed. images:
     accuracy on held-out pairs with and without their images, where it was measured.
+    others: further figures from after training, which are in metrics.json and on the model card.
     library, loading: see `model_card`. sections: of the report, put before those of every run.
     """
     if not done.main_process:
@@ -79,9 +81,12 @@ def save_alignment(
         right = images.right_both + images.only_without
         measured["after"]["reward_accuracy_without_image"] = wilson(right, images.pairs)
     settings = read_settings(out / "run.yaml")
+    complete = (
+        {**measured, "after": {**measured.get("after", {}), **others}} if others else measured
+    )
     save_model(
         out / "model", adapter, base_model=base_model, title=title, data=data,
-        objective=objective, settings=settings, measured=measured, library=library,
+        objective=objective, settings=settings, measured=complete, library=library,
         loading=loading,
     )  # fmt: skip
     findings = diagnose(
@@ -93,7 +98,7 @@ def save_alignment(
     )
     for finding in findings:
         console.print(str(finding))
-    save_metrics(out / "metrics.json", measured, n=n, seconds=done.seconds, seed=seed)
+    save_metrics(out / "metrics.json", complete, n=n, seconds=done.seconds, seed=seed)
     own = [
         section(
             "Held-out preferences",

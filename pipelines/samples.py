@@ -11,6 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mmalign.adapters.protocol import Adapter
+from mmalign.evaluation.intervals import Interval
 from mmalign.files import whole_folder
 from mmalign.media import frames, png
 from mmalign.records import Media, Message, Preference, Text, text_of
@@ -76,7 +77,7 @@ class SampledDuring:
     """A callback that draws the same prompts with the same seeds every so many steps.
 
     They go to out/samples/step-..., and side by side, as one picture, to trackers that show
-    pictures. options: of the adapter's `sample`.
+    pictures. options: of the adapter's `sample`. judged: figures about what was drawn.
     """
 
     policy: Adapter
@@ -85,6 +86,7 @@ class SampledDuring:
     seed: int
     out: Path
     options: Mapping[str, Any]
+    judged: Callable[[Sequence[Media]], Mapping[str, Interval]] = lambda drawn: {}
 
     def __call__(
         self, step: int, figures: Mapping[str, Any], as_left: AsLeft
@@ -96,7 +98,8 @@ class SampledDuring:
                 self.policy, self.prompts, seed=self.seed, out=self.out,
                 stage=f"step-{step:06d}", **self.options,
             )  # fmt: skip
-        return {"samples": in_a_row(drawn)}
+        means = {name: found.value for name, found in self.judged(drawn).items()}
+        return {"samples": in_a_row(drawn), **means}
 
 
 def in_a_row(media: Sequence[Media]) -> Media:

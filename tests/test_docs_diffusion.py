@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from diffusers import DiffusionPipeline
 from pages import blocks, commands
+from tiny_clip import save_open_clip
 from tiny_diffusion import SIDE, picture
 from tiny_pipelines import tiny
 
@@ -24,6 +25,7 @@ MODELS = {
     "black-forest-labs/FLUX.1-dev": "flux",
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan",
 }
+REWARDS = {"pick": "clip(model='clip', pretrained=None)"}
 QUICK = {
     "--steps": "1", "--batch-size": "2", "--samples": "1", "--sample-steps": "1",
     "--lora-rank": "2", "--precision": "float32",
@@ -73,7 +75,7 @@ def data_of_the_page() -> None:
 def words_of(line: str) -> list[str]:
     """The command of a page with tiny models, small pictures and few steps."""
     given = shlex.split(line)[1:]
-    words = [MODELS.get(word, word) for word in given]
+    words = [(MODELS | REWARDS).get(word, word) for word in given]
     words = [word.replace("yuvalkirstain/pickapic_v2", "pickapic") for word in words]
     if words[0] == "inspect":
         return words
@@ -94,6 +96,8 @@ def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     words = words_of(line)
     for name in set(words) & set(MODELS.values()):
         tiny(name).save_pretrained(name)
+    if set(words) & set(REWARDS.values()):
+        save_open_clip(Path("clip"))
     assert cli.main(words) == 0
     out = Path(words[words.index("--out") + 1])
     assert (out / ("index.html" if words[0] == "inspect" else "model/README.md")).exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from mmalign.evaluation.images.detectors import COLOURS, Seen, cut_out, with_col
 from mmalign.evaluation.images.diversity import diversity
 from mmalign.evaluation.images.geneval import Found, judge, relations, scores
 from mmalign.evaluation.images.prompts import ImagePrompt, read_prompts
-from mmalign.evaluation.images.scoring import by_category, over_prompts, wins
+from mmalign.evaluation.images.scoring import Floats, by_category, over_prompts, score, wins
 from mmalign.evaluation.intervals import wilson
-from mmalign.media import png
+from mmalign.media import open_image, png
+from mmalign.records import Sample
 from mmalign.rewards.encoders import Encoder
+from mmalign.rewards.ensemble import Ensemble
 
 
 def clause(name: str, count: int = 1, **more: Any) -> dict[str, Any]:
@@ -106,6 +110,28 @@ def test_ties_count_one_half_and_exchanging_models_gives_the_rest() -> None:
 def test_images_without_a_score_count_for_neither_model() -> None:
     won = wins(np.array([[1.0, np.nan], [0.0, 3.0]]), np.array([[0.0, 5.0], [1.0, 1.0]]))
     assert over_prompts(won).value == pytest.approx((1 + 0.5) / 2)
+
+
+def test_an_ensemble_compares_the_images_of_both_models() -> None:
+    """Alone, one image of a prompt is as good as all images of the prompt: a tie everywhere."""
+
+    @dataclass(frozen=True)
+    class Darkness:
+        name: str
+
+        def __call__(self, samples: Sequence[Sample]) -> Floats:
+            return np.array(
+                [-open_image(m).getpixel((0, 0))[0] for s in samples for m in s.response]
+            )
+
+    both = Ensemble((Darkness("one"), Darkness("other")), (1.0, 0.5))
+    prompts = [ImagePrompt(str(i), f"p{i}", "") for i in range(3)]
+    drawn = {
+        stage: {p.id: [png(Image.new("RGB", (4, 4), (shade, 0, 0)))] for p in prompts}
+        for stage, shade in (("before", 200), ("after", 50))
+    }
+    found = score(prompts, drawn, both, "both")
+    assert wins(found["after"], found["before"]).tolist() == [[1.0]] * 3
 
 
 def test_wilson_of_the_published_win_rate() -> None:

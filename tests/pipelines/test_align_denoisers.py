@@ -11,12 +11,14 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from tiny_clip import save_open_clip
 from tiny_diffusion import SIDE, picture, sample
 from tiny_pipelines import tiny
 
 from mmalign import cli
 from mmalign.data.store import write_store
-from mmalign.records import pair
+from mmalign.pipelines.win_rates import WinRates
+from mmalign.records import Media, pair
 from mmalign.training.log import JsonLines
 
 FRAMES = 2
@@ -112,6 +114,29 @@ def test_samples_during_training_with_released_encoders(image_model: Path) -> No
     rows = JsonLines(Path("run/metrics.jsonl")).rows()
     assert rows[0]["chosen_error_growth"] == pytest.approx(0.0, abs=1e-6)
     assert rows[1]["chosen_error_growth"] != 0.0
+
+
+def test_rewards_compare_samples_with_those_from_before_training(
+    image_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    votes()
+    save_open_clip(Path("clip"))
+    spec = "clip(model='clip', pretrained=None)"
+    judged = ["--sample-every", "1", "--sample-rewards", spec, "--learning-rate", "0.05"]
+    assert align_images(image_model, "--out", "run", *judged) == 0
+    name = f"win_rate/{spec}"
+    last = JsonLines(Path("run/metrics.jsonl")).rows()[-1][name]
+    found = json.loads(Path("run/metrics.json").read_text())["after"][name]
+    assert found["value"] == last
+    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+    stages = {stage: Path(f"run/samples/{stage}/000.png") for stage in ("before", "after")}
+    pictures = [Media("image", data=stages[stage].read_bytes()) for stage in stages]
+    assert WinRates([spec], ["cat"], pictures[:1], Path("own.sqlite"))(pictures[:1]) == {spec: 0.5}
+    report = Path("run/report.html").read_text()
+    assert "Win rates" in report
+    assert align_images(image_model, "--out", "bad", "--sample-rewards", "clop") == 2
+    assert "no reward 'clop'" in capsys.readouterr().err
+    assert not Path("bad/checkpoints").exists()
 
 
 def test_a_run_that_destroys_the_model_is_stopped(

@@ -18,23 +18,33 @@ from mmalign.rewards.scorer import Reward
 from mmalign.training.log import progress
 
 Floats = NDArray[np.float64]
-AT_ONCE = 64
-"""Images that are scored between two moves of the progress bar."""
+AT_ONCE = 16
+"""Prompts whose images are scored between two moves of the progress bar."""
 
 
-def score(prompts: Sequence[ImagePrompt], drawn: Drawn, reward: Reward, title: str) -> Floats:
-    """(n k) What a reward thinks of every image; nan where it has no opinion."""
-    samples = [
-        Sample((Message("user", (Text(prompt.text),)),), (image,))
-        for prompt in prompts
-        for image in drawn[prompt.id]
-    ]
-    found: list[float] = []
-    with progress(title, total=len(samples)) as advance:
-        for start in range(0, len(samples), AT_ONCE):
-            found += reward(samples[start : start + AT_ONCE]).tolist()
-            advance(to=len(found))
-    return np.array(found).reshape(len(prompts), -1)
+def score(
+    prompts: Sequence[ImagePrompt], drawn: Mapping[str, Drawn], reward: Reward, title: str
+) -> dict[str, Floats]:
+    """Stage -> (n k): what a reward thinks of every image; nan where it has no opinion.
+
+    All images of a prompt are scored in one call, those of all stages together: an ensemble
+    compares the images of a prompt with one another.
+    """
+    stages = list(drawn)
+    found: list[Floats] = []
+    with progress(title, total=len(prompts)) as advance:
+        for start in range(0, len(prompts), AT_ONCE):
+            some = prompts[start : start + AT_ONCE]
+            samples = [
+                Sample((Message("user", (Text(prompt.text),)),), (image,))
+                for prompt in some
+                for stage in stages
+                for image in drawn[stage][prompt.id]
+            ]
+            found.append(np.asarray(reward(samples)).reshape(len(some), len(stages), -1))
+            advance(to=start + len(some))
+    joined = np.concatenate(found)  # (n s k)
+    return {stage: joined[:, place] for place, stage in enumerate(stages)}
 
 
 def wins(after: Floats, before: Floats) -> Floats:

@@ -71,9 +71,7 @@ def image_scores(
     cache = Cache(out / "scores.sqlite")
     measured: dict[str, dict[str, Estimate]] = {stage: {} for stage in drawn}
     for spec in rewards:
-        judge = reward(spec, cache=cache)
-        for stage, images in drawn.items():
-            values = score(asked, images, judge, f"{spec} {stage}")
+        for stage, values in score(asked, drawn, reward(spec, cache=cache), spec).items():
             measured[stage] |= by_category(spec, values, asked)
     if spread:
         encoder = load_encoder(spread, None)

@@ -81,7 +81,7 @@ def win_rate(
     cache = Cache(out / "scores.sqlite")
     for spec in rewards or ([] if judge.judge else ["pick"]):
         scorer = reward(spec, cache=cache)
-        old, new = (score(asked, drawn[stage], scorer, f"{spec} {stage}") for stage in drawn)
+        old, new = score(asked, drawn, scorer, spec).values()
         won.append(wins(new, old))
         after |= by_category(f"win rate by {spec}", won[-1], asked)
         before[spec], after[spec] = over_prompts(old), over_prompts(new)
