@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mmalign.adapters.vision_language import VisionLanguageAdapter
+from mmalign.data.views import NOISE_STEP
 from mmalign.data.views import noise as diffused
 from mmalign.data_builders.answered import Answered
 from mmalign.data_builders.command import as_command
@@ -216,7 +217,7 @@ class _Try:
         if blinding.corruption == "mask":
             hidden = blinding.hidden(self.count, own)
         else:
-            prompt = _under_noise(prompt, own)
+            prompt = under_noise(prompt, own)
         self.visible = self.count if hidden is None else int((~hidden).sum())
         self.starts = [
             Start(prompt, each.before + each.begin, hidden, derive(seed, "draws", attempt, number))
@@ -238,10 +239,15 @@ def _completed(begun: str, written: str) -> str:
     return begun + written.rstrip() if begun else written.strip()
 
 
-def _under_noise(prompt: tuple[Message, ...], seed: int) -> tuple[Message, ...]:
+def under_noise(
+    prompt: tuple[Message, ...], seed: int, *, step: int = NOISE_STEP
+) -> tuple[Message, ...]:
+    """The prompt with its images as after so many of 1000 steps of a diffusion process; equal ones
+    equally. Raises BadSample for videos."""
+
     def shown(media: Media) -> Media:
         draws = np.random.default_rng(derive(seed, media.digest))
-        return png(diffused(open_image(media), draws), level=1)
+        return png(diffused(open_image(media), draws, step=step), level=1)
 
     return tuple(
         replace(m, parts=tuple(shown(p) if isinstance(p, Media) else p for p in m.parts))

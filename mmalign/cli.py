@@ -94,6 +94,10 @@ BUILDERS: dict[str, Command] = {
         "mmalign.data_builders.critical_tokens:command",
         "Weigh the tokens that made rejected answers wrong, by contrast of two models.",
     ),
+    "difficulty": (
+        "mmalign.data_builders.difficulty:command",
+        "Note how easily models that were not aligned tell pairs about images apart.",
+    ),
     "edit-pairs": (
         "mmalign.data_builders.edit_pairs:command",
         "Let an expert change a few words of a text, for the worse or for the better.",
@@ -113,6 +117,10 @@ BUILDERS: dict[str, Command] = {
     "mix": (
         "mmalign.data_builders.mix:command",
         "Mix datasets: proportions, no duplicates, no evaluation data, a split by image.",
+    ),
+    "noisy-answers": (
+        "mmalign.data_builders.noisy_answers:command",
+        "Prefer good answers to what the model says under a noisy image.",
     ),
     "reward-pairs": (
         "mmalign.data_builders.reward_pairs:command",

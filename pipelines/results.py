@@ -12,7 +12,7 @@ from torch import Tensor
 from mmalign.adapters.lora import has_lora
 from mmalign.adapters.protocol import Adapter
 from mmalign.evaluation.diagnosis import diagnose
-from mmalign.evaluation.diagnostics.data import rates
+from mmalign.evaluation.diagnostics.data import blank_images, rates
 from mmalign.evaluation.diagnostics.images import ImageAblation
 from mmalign.evaluation.intervals import Interval, bootstrap_mean, wilson
 from mmalign.files import whole_folder
@@ -95,6 +95,8 @@ def save_alignment(
         data=None if trained_on is None else rates(_some(trained_on)),
         images=images,
         held_out=n or None,
+        pictures=None if trained_on is None else blank_images(trained_on),
+        denoiser=adapter.seeded,
     )
     for finding in findings:
         console.print(str(finding))

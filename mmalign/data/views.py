@@ -64,12 +64,12 @@ def crop(image: Image.Image, draws: Draws) -> Image.Image:
     return part.resize(image.size, Image.Resampling.BICUBIC)
 
 
-def noise(image: Image.Image, draws: Draws) -> Image.Image:
+def noise(image: Image.Image, draws: Draws, *, step: int = NOISE_STEP) -> Image.Image:
     """As after half of a diffusion process: sqrt(a) x + sqrt(1 - a) e on pixels in -1 to 1.
 
     POVID's schedule (arXiv:2402.11411): a is 0.7474 after 500 of 1000 steps.
     """
-    kept = signal_kept(NOISE_STEP)
+    kept = signal_kept(step)
     pixels = np.asarray(image, np.float32) / 127.5 - 1
     noisy = np.sqrt(kept) * pixels + np.sqrt(1 - kept) * draws.standard_normal(pixels.shape)
     return Image.fromarray(((noisy + 1) * 127.5).clip(0, 255).round().astype(np.uint8))

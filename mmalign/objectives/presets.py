@@ -82,16 +82,18 @@ def povid(*, beta: Positive = 0.1, share: Fraction = 0.5) -> str:
 
     Candidates: the answer; what the model says token by token where it sees the answer's beginning
     and a noisy image; the corrupted answer. share: of the former. The authors take the middle one
-    from the policy anew in every step, here it is part of the data. arXiv:2402.11411.
+    from the policy anew in every step, here it is part of the data, which `mmalign build
+    noisy-answers` makes. arXiv:2402.11411.
     """
     plain = f"contrast(dpo(beta={beta}), worse="
     return f"{1 - share}*{plain}'rejected') + {share}*{plain}'candidate1')"
 
 
 def da_dpo(*, beta: Positive = 0.1, weight: str = "difficulty") -> str:
-    """DA-DPO: sp(-beta u h), u = aux[weight] larger for harder preferences. arXiv:2601.00623.
+    """DA-DPO: sp(-beta u h), u = aux[weight] from the difficulty of the pair. arXiv:2601.00623.
 
-    The paper estimates u from how well models of two kinds already tell the pair apart.
+    u is 1 plus the gap that models which were not aligned see between the two answers, as in the
+    released code: easy pairs are held nearer to the reference. `mmalign build difficulty` adds it.
     """
     return f"dynamic_beta(dpo(beta={beta}), factor={weight!r}, strength=1.0, base=0.0)"
 
@@ -108,9 +110,10 @@ def opa_dpo(
 
     Candidates: the dataset's answer; the policy's own answer as corrected, its tokens weighted by
     how wrong their sentence was; the same weighted by whether that error was one of seeing; the
-    policy's own answer, weighted as the first correction. image, anchor: gamma_1 and gamma_2. The
-    reference is the model after fine-tuning on the first two. The authors' code differs: it applies
-    the sigmoid per position, padding included, and its anchor pushes corrections down.
+    policy's own answer, weighted as the first correction: `mmalign build expert-correction --make
+    four` makes them. image, anchor: gamma_1 and gamma_2. The reference is the model after
+    fine-tuning on the first two. The authors' code differs: it applies the sigmoid per position,
+    padding included, and its anchor pushes corrections down.
     """
     plain, weighted = f"dpo(beta={beta})", f"weighted(dpo(beta={beta}))"
     anchors = f"chosen_anchor(beta={beta}, delta={delta})"

@@ -93,12 +93,18 @@ TPO: Lines = {
     },
 }
 
+ONLINE: Lines = {
+    "dpo(beta=0.3)": {"loss_type": "sigmoid"},
+    "ipo(tau=0.3, average=False)": {"loss_type": "ipo"},
+}
+
 TRAINERS: Mapping[str, Lines] = {
     "DPOTrainer": DPO,
     "KTOTrainer": KTO,
     "experimental CPOTrainer": CPO,
     "experimental ORPOTrainer": ORPO,
     "experimental TPOTrainer": TPO,
+    "experimental OnlineDPOTrainer": ONLINE,
 }
 
 DIFFERENCES = (
@@ -119,6 +125,11 @@ DIFFERENCES = (
     "not depend on how the step is cut into micro-batches; TRL's over a micro-batch.",
     "`wpo` bounds the product of the two weights by 1, as the paper's authors do; TRL does not "
     "(`clamp=False`).",
+    "`ipo` in TRL's `OnlineDPOTrainer` sums log-ratios, as `average=False` does here, although its "
+    "`DPOTrainer` averages them.",
+    "`--average` keeps an exponential mean of weights: TRL's `BEMACallback` with `update_freq=1`, "
+    "`ema_power=1`, `lag=10/9`, `multiplier=1/9`, `min_ema_multiplier` = 1 - average and without "
+    "its bias correction, as a test shows; the correction, arXiv:2508.00180, is not offered.",
     "`simpo` takes gamma, or `gamma_beta_ratio` = gamma / beta, its authors' spelling.",
 )
 

@@ -137,10 +137,12 @@ def denoiser_rows(margin: float) -> list[dict[str, Any]]:
 
 def test_denoisers_move_by_millionths_of_a_nat() -> None:
     """2000 times 5e-6 nats is a hundredth of the loss's unit: small, and moving."""
-    assert diagnose(denoiser_rows(5e-6), spec="dpo(beta=2000)") == []
-    assert diagnose(denoiser_rows(5e-6), spec="kto(beta=2000)") == []
-    (found,) = diagnose(denoiser_rows(1e-9), spec="dpo(beta=2000)")
+    assert diagnose(denoiser_rows(5e-6), spec="dpo(beta=2000)", denoiser=True) == []
+    assert diagnose(denoiser_rows(5e-6), spec="kto(beta=2000)", denoiser=True) == []
+    (found,) = diagnose(denoiser_rows(1e-9), spec="dpo(beta=2000)", denoiser=True)
     assert found.name == "nothing moves"
+    (found,) = diagnose(denoiser_rows(5e-6), spec="dpo(beta=2)", denoiser=True)
+    assert found.name == "beta too small"
 
 
 def test_a_learning_rate_far_too_large(tmp_path):

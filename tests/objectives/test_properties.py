@@ -363,3 +363,25 @@ def test_every_wrapper_goes_around_every_pairwise_objective(wrapper: str, inner:
     assert loss.isfinite().all()
     assert objective(str(objective(spec))) == objective(spec)
     assert torch.autograd.grad(loss.sum() + 0 * policy.sum(), policy)[0].isfinite().all()
+
+
+SYMMETRIC = {
+    "svco()": 2,
+    "icvco()": 2,
+    # without the one term that belongs to the first image alone
+    "symmpo() + -1*contrast(dpo(beta=0.1), better='candidate0', worse='rejected')": 3,
+}
+
+
+@pytest.mark.parametrize("spec", SYMMETRIC)
+def test_neither_of_two_images_comes_first(spec: str) -> None:
+    """Exchanged with their answers, in every view, they cost the same."""
+    batch, order = random_batch(width=SYMMETRIC[spec]), [1, 0, 2][: SYMMETRIC[spec]]
+    rows = torch.arange(4)[:, None]
+    exchanged = replace(
+        batch,
+        candidates=batch.candidates[rows, order],
+        views={name: view[rows, order] for name, view in batch.views.items()},
+    )
+    loss = objective(spec).loss
+    torch.testing.assert_close(loss(exchanged), loss(batch), rtol=1e-12, atol=1e-12)

@@ -16,7 +16,7 @@ from objectives.given import log_probs
 from torch import Tensor
 
 from mmalign.objectives import Batch, LogProbs, TokenLogProbs, objective
-from mmalign.objectives.trl import CPO, DPO, KTO, ORPO, TPO
+from mmalign.objectives.trl import CPO, DPO, KTO, ONLINE, ORPO, TPO
 
 ROWS, WIDTH = 4, 6
 
@@ -300,3 +300,48 @@ def test_kto_as_in_trl(spec: str) -> None:
     ours = objective(spec).loss(batch).mean()
     found = [(loss.detach(), *torch.autograd.grad(loss, policy)) for loss in (ours, theirs)]
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ONLINE)
+@pytest.mark.filterwarnings("ignore")
+def test_online_dpo_as_in_trl(spec: str) -> None:
+    """Its loss is computed inside a training step, whose answers and rewards are given here."""
+    from trl.experimental.online_dpo import OnlineDPOTrainer
+
+    data = given()
+    policy, mask = data["policy"].requires_grad_(), data["mask"]
+    ids = torch.zeros(2 * ROWS, WIDTH, dtype=torch.long)
+    first = torch.arange(2 * ROWS, 0, -1).double()  # of both answers the first is the better one
+    model = Untrained()
+    trainer = SimpleNamespace(
+        model=model,
+        ref_model=model.eval,
+        eos_token_ids=[1],
+        _generate=lambda *_: (ids, ids, ids, mask.long(), None),
+        _forward=lambda which, *_: policy if which is model else data["reference"],
+        processing_class=SimpleNamespace(batch_decode=lambda rows, **_: [""] * len(rows)),
+        _calculate_rewards_from_functions=lambda **_: first,
+        reward_funcs=None,
+        stats=defaultdict(list),
+        accelerator=SimpleNamespace(
+            gather_for_metrics=as_is, backward=lambda loss: loss.backward()
+        ),
+        state=SimpleNamespace(global_step=0),
+        beta=0.3,
+        args=SimpleNamespace(
+            use_vllm=False,
+            missing_eos_penalty=None,
+            torch_empty_cache_steps=None,
+            optim="adamw_torch",
+            n_gpu=1,
+            gradient_accumulation_steps=1,
+            **ONLINE[spec],
+        ),
+    )
+    theirs = OnlineDPOTrainer.training_step(trainer, model, {"prompt": [""] * ROWS})
+    assert policy.grad is not None
+    own = given()["policy"].requires_grad_()
+    ours = our_loss(spec, own)
+    torch.testing.assert_close(ours.detach(), theirs, rtol=1e-6, atol=1e-6)
+    gradient = torch.autograd.grad(ours, own)[0] * mask
+    torch.testing.assert_close(gradient, policy.grad * mask, rtol=1e-6, atol=1e-6)

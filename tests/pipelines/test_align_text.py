@@ -219,19 +219,3 @@ def test_watches_what_the_model_writes(
     uncopied = ("--lora-rank", "0", "--reference", "cache", "--out", "other")
     assert align(model, data, *watched, *uncopied) == 2
     assert "or a copy of all weights" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("fault", "options"),
-    [
-        ("Beta too large", ("--objective", "dpo(beta=100)")),
-        ("Nothing moves", ("--learning-rate", "1e-9")),
-    ],
-)
-def test_the_report_names_a_planted_fault_and_a_remedy(
-    model: Path, data: Path, tmp_path: Path, fault: str, options: tuple[str, ...]
-) -> None:
-    assert align(model, data, "--steps", "8", *options, "--out", "run") == 0
-    page = (tmp_path / "run" / "report.html").read_text()
-    assert fault in page
-    assert "remedy" in page

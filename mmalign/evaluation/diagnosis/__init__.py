@@ -21,13 +21,14 @@ from mmalign.evaluation.diagnosis.course import (
     saturation,
 )
 from mmalign.evaluation.diagnosis.labels import (
+    blank_images,
     faulty_pairs,
     flipped_labels,
     images_do_not_matter,
     length_bias,
 )
 from mmalign.evaluation.diagnosis.scale import reference_mismatch, wrong_scale
-from mmalign.evaluation.diagnostics.data import Rates
+from mmalign.evaluation.diagnostics.data import Blanks, Rates
 from mmalign.evaluation.diagnostics.images import ImageAblation
 
 __all__ = ["Finding", "diagnose", "loss_of"]
@@ -41,6 +42,8 @@ def diagnose(
     images: ImageAblation | None = None,
     held_out: int | None = None,
     from_reference: bool = True,
+    pictures: Blanks | None = None,
+    denoiser: bool = False,
 ) -> list[Finding]:
     """Findings, worst first; none for a healthy run.
 
@@ -51,9 +54,11 @@ def diagnose(
         images: Accuracy with and without the image (`diagnostics.images.image_ablation`).
         held_out: Number of held-out preferences behind the held_out/ figures.
         from_reference: Whether training began with the weights of the reference.
+        pictures: How many preferences show nothing (`diagnostics.data.blank_images`).
+        denoiser: Whether a log-probability is half of a denoiser's mean squared error.
     """
     loss = None if spec is None else loss_of(spec)
-    case = Case(rows, loss, data, images, held_out, from_reference)
+    case = Case(rows, loss, data, images, held_out, from_reference, pictures, denoiser)
     found = [finding for rule in RULES for finding in rule(case)]
     order: list[Severity] = ["error", "warning", "note"]
     return sorted(found, key=lambda finding: order.index(finding.severity))
@@ -64,6 +69,7 @@ RULES: list[Callable[[Case], list[Finding]]] = [
     flipped_labels,
     faulty_pairs,
     length_bias,
+    blank_images,
     images_do_not_matter,
     wrong_scale,
     displacement,

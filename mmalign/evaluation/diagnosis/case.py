@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mmalign.evaluation.diagnostics.data import Rates
+from mmalign.evaluation.diagnostics.data import Blanks, Rates
 from mmalign.evaluation.diagnostics.images import ImageAblation
 from mmalign.evaluation.intervals import Interval, wilson
 from mmalign.objectives import objective
@@ -93,6 +93,8 @@ class Case:
     images: ImageAblation | None
     held_out: int | None
     from_reference: bool
+    pictures: Blanks | None = None
+    denoiser: bool = False
 
     @property
     def first(self) -> Row | None:

@@ -91,11 +91,32 @@ def faulty_pairs(case: Case) -> list[Finding]:
     for name, count, meaning, remedy in kinds:
         if count:
             part = data.share(count)
-            # A share that trains nothing makes every step smaller by as much: 1% cannot be seen.
-            severity: Severity = "note" if part < 0.01 else "warning" if part < 0.1 else "error"
             evidence = f"{count} of {data.pairs} pairs ({part:.1%}): {meaning}"
-            found.append(Finding(name, severity, evidence, remedy))
+            found.append(Finding(name, _severity(part), evidence, remedy))
     return found
+
+
+def _severity(part: float) -> Severity:
+    """A share that trains nothing makes every step smaller by as much: 1% cannot be seen."""
+    return "note" if part < 0.01 else "warning" if part < 0.1 else "error"
+
+
+def blank_images(case: Case) -> list[Finding]:
+    """Images of one colour, on all sides of a preference."""
+    seen = case.pictures
+    if seen is None or not seen.blank:
+        return []
+    part = seen.blank / seen.looked_at
+    return [
+        Finding(
+            "blank images",
+            _severity(part),
+            f"in {seen.blank} of the {seen.looked_at} preferences looked at ({part:.1%}) every "
+            "image has one colour only: there is nothing to see",
+            "look at the files: a failed download, a wrong path or a filter leaves such images; "
+            "fetch them again, or take the records out",
+        )
+    ]
 
 
 def length_bias(case: Case) -> list[Finding]:

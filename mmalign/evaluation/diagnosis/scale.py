@@ -26,9 +26,12 @@ UNFELT = 1e-3
 """Of z: below it no pair's weight changed by more than a quarter of a thousandth. Denoisers move by
 millionths of a nat, which a beta of some thousand makes larger than that."""
 
-DENOISER = 1.0
-"""Nats: a log-probability below it is half a denoiser's squared error, and what is small beside it
-depends on beta alone."""
+USUAL = (
+    "summed log-probabilities of texts want 0.01 to 0.5, means per token 1 to 10, denoisers 500 to "
+    "5,000"
+)
+TOO_LARGE = f"a smaller beta, by a factor of about 100 or 1,000; {USUAL}"
+TOO_SMALL = f"a larger beta, by a factor of about 100 or 1,000; {USUAL}"
 
 EARLY = 0.1
 """Share of a run that counts as its beginning, the usual length of the warm-up."""
@@ -89,9 +92,7 @@ def _too_large(case: Case) -> list[Finding]:
         f"that, on responses of {case.scale:.3g} nats"
     )
     if room < STIFF * case.scale:
-        remedy = "a smaller beta, by a factor of about 100 or 1,000; summed log-probabilities of "
-        remedy += "texts want 0.01 to 0.5, means per token 1 to 10, denoisers 500 to 5,000"
-        return [Finding("beta too large", "error", evidence, remedy)]
+        return [Finding("beta too large", "error", evidence, TOO_LARGE)]
     remedy = "a smaller learning rate, or a longer warm-up"
     return [Finding("learning rate too large", "warning", evidence, remedy)]
 
@@ -102,6 +103,17 @@ def _too_small(case: Case) -> list[Finding]:
     zs = [z for row in case.last if (z := _z(case, row)) is not None]
     if case.loss is None or margin is None or not zs:
         return []
+    large = STIFF * case.scale
+    if case.denoiser and case.loss.beta * large < FELT:
+        return [
+            Finding(
+                "beta too small",
+                "error",
+                f"even a margin of a hundredth of the denoising errors, {large:.2g} nats, which is "
+                f"large, times beta is {case.loss.beta * large:.2g}: the loss cannot feel it",
+                TOO_SMALL,
+            )
+        ]
     z = sum(zs) / len(zs)
     if abs(z) >= FELT or abs(margin) < MOVED * case.scale:
         return []
@@ -112,8 +124,7 @@ def _too_small(case: Case) -> list[Finding]:
             f"the margin grew to {margin:.3g} nats on responses of {case.scale:.3g}, yet beta "
             f"times the margin is {z:.2g}: the loss cannot feel it, and nothing holds the policy "
             "near its reference",
-            "a larger beta, by a factor of about 100 or 1,000; summed log-probabilities of texts "
-            "want 0.01 to 0.5, means per token 1 to 10, denoisers 500 to 5,000",
+            TOO_SMALL,
         )
     ]
 
@@ -125,7 +136,7 @@ def _nothing_moves(case: Case) -> list[Finding]:
     if not case.from_reference or not known or max(known) > ROUNDING * case.scale:
         return []
     zs = [abs(z) for row in case.last if (z := _z(case, row)) is not None]
-    if max(zs, default=0.0) > UNFELT or (not zs and case.scale < DENOISER):
+    if max(zs, default=0.0) > UNFELT or (not zs and case.denoiser):
         return []
     norm = mean(case.last, "grad_norm")
     return [

@@ -1,12 +1,23 @@
-"""Faults of preference data that training cannot mend: ties, repeats, contradictions, lengths."""
+"""Faults of preference data that training cannot mend: ties, repeats, contradictions, lengths,
+images that show nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 
+import numpy as np
+
+from mmalign.errors import BadSample
 from mmalign.evaluation.intervals import Interval, wilson
-from mmalign.records import Preference, text_of
+from mmalign.media import open_image
+from mmalign.records import Media, Preference, media_of, text_of
+
+ONE_COLOUR = 2
+"""Levels of 255 by which the pixels of a blank image may differ: what a JPEG's rounding leaves."""
+THUMBNAIL = 64
+"""Pixels of the longer side that are enough to see whether anything is shown."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +72,45 @@ def rates(preferences: Iterable[Preference]) -> Rates:
         longer += ahead > 0 and not tie
         shorter += ahead < 0 and not tie
     return Rates(pairs, ties, identical, repeats, contradictions, longer, shorter, unreadable)
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """looked_at: preferences with images that were opened. blank: those of which every image, on
+    all sides, has one colour only. One side alone may be blank on purpose, as a contrast."""
+
+    looked_at: int
+    blank: int
+
+
+def blank_images(preferences: Sequence[Preference], *, most: int = 200) -> Blanks:
+    """Open the images of up to `most` preferences, evenly spaced. Videos, and images that cannot be
+    read, are passed over."""
+    looked_at = blank = 0
+    for index in range(0, len(preferences), max(1, ceil(len(preferences) / most))):
+        if images := _images(preferences[index]):
+            try:
+                empty = all(map(_of_one_colour, images))
+            except BadSample:
+                continue
+            looked_at += 1
+            blank += empty
+    return Blanks(looked_at, blank)
+
+
+def _images(preference: Preference) -> list[Media]:
+    """All different ones, of prompts and responses."""
+    media = [
+        each
+        for sample in preference.candidates
+        for each in (
+            *media_of(sample.prompt),
+            *(part for part in sample.response if isinstance(part, Media)),
+        )
+    ]
+    return [each for each in dict.fromkeys(media) if each.kind == "image"]
+
+
+def _of_one_colour(image: Media) -> bool:
+    pixels = np.asarray(open_image(image, least=THUMBNAIL), np.int16)  # (h w 3)
+    return bool((np.ptp(pixels, axis=(0, 1)) <= ONE_COLOUR).all())

@@ -1,4 +1,5 @@
-"""`mmalign evaluate data-faults`: ties, repeats, contradictions and length bias of preferences."""
+"""`mmalign evaluate data-faults`: ties, repeats, contradictions and length bias of preferences, and
+blank images."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import time
 from pathlib import Path
 
 from mmalign.evaluation.diagnosis import diagnose
-from mmalign.evaluation.diagnostics.data import rates
+from mmalign.evaluation.diagnostics.data import blank_images, rates
 from mmalign.evaluation.intervals import Interval, mean
 from mmalign.evaluation.suite import Results, save_results
 from mmalign.records import text_of
@@ -26,8 +27,9 @@ def data_faults(
 ) -> dict[str, dict[str, Interval]]:
     """Faults of a dataset that training cannot mend, in numbers and in words.
 
-    Counts ties, identical responses, repeated and contradictory pairs, and how well nothing but the
-    lengths of two responses would predict which one was preferred.
+    Counts ties, identical responses, repeated and contradictory pairs, pairs whose images have one
+    colour only, and how well nothing but the lengths of two responses would predict which one was
+    preferred.
 
     Data:
         data: Folder, file or hub id of a dataset of preferences.
@@ -74,7 +76,8 @@ def data_faults(
     if differing := counts.chosen_longer + counts.rejected_longer:
         longer = [1.0] * counts.chosen_longer + [0.0] * (differing - counts.chosen_longer)
         measured["chosen is the longer one"] = mean(longer)
-    findings = diagnose(data=counts)
+    pictures = blank_images(pairs)
+    findings = diagnose(data=counts, pictures=pictures)
     unreadable = len(read) - len(found) + counts.unreadable
     notes = [f"{unreadable} of {len(read)} records cannot be read."] if unreadable else []
     results = Results(
@@ -82,7 +85,7 @@ def data_faults(
         {"share": measured},
         n=counts.pairs,
         notes=[*notes, *map(str, findings)],
-        details={"counts": vars(counts), "unreadable": unreadable},
+        details={"counts": vars(counts), "pictures": vars(pictures), "unreadable": unreadable},
         sections=[
             diagnosis(findings),
             section(
