@@ -35,6 +35,10 @@ LIKENESS = 0.015
 two different things, in any size, differ by more, and from an empty cell by 0.05."""
 HELD_OUT = 3
 """One in so many combinations of two colours and two shapes is held out."""
+TUNING = 3
+"""One in so many of those is for the choice of settings, and kept from what is reported."""
+
+Split = Literal["train", "tuning", "held_out"]
 
 Pixels = NDArray[np.uint8]
 
@@ -65,15 +69,17 @@ class Asked:
         return (Message("user", (Text(self.text),)),)
 
     @property
-    def held_out(self) -> bool:
-        """Whether these two colours with these two shapes, however combined, are kept from all
-        training."""
+    def split(self) -> Split:
+        """Where these two colours with these two shapes belong, however combined."""
         things = (self.first, self.second)
         words = " ".join([*sorted(t.colour for t in things), *sorted(t.shape for t in things)])
-        return hashlib.sha256(words.encode()).digest()[0] % HELD_OUT == 0
+        first, second, *_ = hashlib.sha256(words.encode()).digest()
+        if first % HELD_OUT:
+            return "train"
+        return "held_out" if second % TUNING else "tuning"
 
 
-def prompts(split: Literal["train", "held_out"], *, seed: int = 0) -> list[Asked]:
+def prompts(split: Split, *, seed: int = 0) -> list[Asked]:
     """All prompts of a split, in random order. The splits share words, but no combination."""
     things = [Thing(colour, shape) for colour, shape in product(PALETTE, SHAPES)]
     made = [
@@ -82,7 +88,7 @@ def prompts(split: Literal["train", "held_out"], *, seed: int = 0) -> list[Asked
         for relation in RELATIONS
         if first.colour != second.colour and first.shape != second.shape
     ]
-    chosen = [asked for asked in made if asked.held_out == (split == "held_out")]
+    chosen = [asked for asked in made if asked.split == split]
     random.Random(f"relations {split} {seed}").shuffle(chosen)
     return chosen
 

@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,9 @@ from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
 from mmalign.pipelines.quickstart_image import PICTURES
+from mmalign.pipelines.quickstart_image_tokens import TOKENS
 from mmalign.playground.pictures import draw, prompts
+from mmalign.playground.tiny_janus import random_janus
 from mmalign.playground.tiny_painter import random_painter
 from mmalign.training.options import TrainingOptions
 
@@ -30,8 +31,20 @@ RECIPE = Recipe(
     control="nll()",
     training=TrainingOptions(steps=2, batch_size=2, learning_rate=1e-3),
 )
-MODELS: dict[str, tuple[World, Callable[[], Any], str]] = {
-    "image": (PICTURES, random_painter, "image/png"),
+
+
+def painter(folder: Path) -> None:
+    random_painter().save_pretrained(folder)
+
+
+def janus(folder: Path) -> None:
+    for part in random_janus():
+        part.save_pretrained(folder)
+
+
+MODELS: dict[str, tuple[World, Callable[[Path], None], str]] = {
+    "image": (PICTURES, painter, "image/png"),
+    "image-tokens": (TOKENS, janus, "image/png"),
 }
 
 
@@ -41,7 +54,7 @@ def quick(world: World) -> World:
         world,
         prompts=lambda split, seed: world.prompts(split, seed)[:4],
         score=lambda shown, asked: float(shown.sum() % 2),
-        sampling={"steps": 1, "guidance": 1.0, "batch_size": 8},
+        sampling={**world.sampling, **({"steps": 1} if "steps" in world.sampling else {})},
     )
 
 
@@ -53,7 +66,7 @@ def world_and_model(
     folder = tmp_path_factory.mktemp(request.param)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        make().save_pretrained(folder)
+        make(folder)
     return quick(world), folder, kind
 
 
