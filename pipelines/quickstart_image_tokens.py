@@ -34,13 +34,13 @@ TOKENS = World(
     "mmalign align-image-tokens --model deepseek-community/Janus-Pro-1B --data pairs",
 )
 RECIPE = Recipe(
-    samples=8,
-    rounds=2,
+    samples=2,
+    rounds=12,
     measured=24,
-    objective="dpo(beta=0.1) + nll()",
+    objective='dpo(beta=0.5) + 0.3*nll(reduction="sum")',
     control="nll()",
     training=TrainingOptions(
-        steps=100, batch_size=32, micro_batch=32 * 2 * 64, learning_rate=1e-3, save_every=50
+        steps=200, batch_size=32, micro_batch=32 * 2 * 64, learning_rate=2e-3, save_every=50
     ),
 )
 
