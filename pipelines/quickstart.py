@@ -15,12 +15,13 @@ MODALITIES = {
     "text": "mmalign.pipelines.quickstart_text:quickstart_text",
     "image": "mmalign.pipelines.quickstart_image:quickstart_image",
     "image-tokens": "mmalign.pipelines.quickstart_image_tokens:quickstart_image_tokens",
+    "video": "mmalign.pipelines.quickstart_video:quickstart_video",
 }
 
 
 def quickstart(
     *,
-    modality: Literal["vlm", "text", "image", "image-tokens"] = "vlm",
+    modality: Literal["vlm", "text", "image", "image-tokens", "video"] = "vlm",
     model: str = "auto",
     out: Path = Path("runs/quickstart"),
     seed: int = 0,
@@ -30,10 +31,11 @@ def quickstart(
     vlm: a LLaVA of 3.6 million weights describes pictures and names things that are not there.
     text: a language model answers prompts whose instructions a program can check. image: a PixArt
     of two million weights paints shapes, often others than it was asked for. image-tokens: a Janus
-    of two million weights draws two shapes token by token. The best and worst of its own answers
-    become preferences, DPO trains a LoRA on them, and fresh pictures or prompts show what that
-    changed, beside a control: fine-tuning on the best answers with as many steps. It ends with
-    report.html and metrics.json in the output folder. Stopped and started again, it goes on.
+    of two million weights draws two shapes token by token. video: a Wan of two million weights
+    films shapes that move. The best and worst of its own answers become preferences, DPO trains a
+    LoRA on them, and fresh pictures or prompts show what that changed, beside a control:
+    fine-tuning on the best answers with as many steps. It ends with report.html and metrics.json in
+    the output folder. Stopped and started again, it goes on.
 
     Args:
         modality: What kind of model.
@@ -48,6 +50,7 @@ def quickstart(
         mmalign quickstart --modality text --out runs/text
         mmalign quickstart --modality image --out runs/image
         mmalign quickstart --modality image-tokens --out runs/image-tokens
+        mmalign quickstart --modality video --out runs/video
     """
     given = flat(quickstart, locals())
     _goes_on(out / "run.yaml", given)

@@ -37,6 +37,7 @@ for data in (
     "py.typed", "report/page.html", "report/style.css", "report/model_card.md",
     "playground/tiny-janus/model.safetensors",
     "playground/tiny-llava/model.safetensors",
+    "playground/tiny-filmer/transformer/diffusion_pytorch_model.safetensors",
     "playground/tiny-painter/model_index.json",
     "playground/tiny-painter/transformer/diffusion_pytorch_model.safetensors",
 ):

@@ -18,7 +18,9 @@ from mmalign.media import png
 from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
 from mmalign.pipelines.quickstart_image import PICTURES
 from mmalign.pipelines.quickstart_image_tokens import TOKENS
+from mmalign.pipelines.quickstart_video import VIDEOS
 from mmalign.playground.pictures import draw, prompts
+from mmalign.playground.tiny_filmer import random_filmer
 from mmalign.playground.tiny_janus import random_janus
 from mmalign.playground.tiny_painter import random_painter
 from mmalign.training.options import TrainingOptions
@@ -37,6 +39,10 @@ def painter(folder: Path) -> None:
     random_painter().save_pretrained(folder)
 
 
+def filmer(folder: Path) -> None:
+    random_filmer().save_pretrained(folder)
+
+
 def janus(folder: Path) -> None:
     for part in random_janus():
         part.save_pretrained(folder)
@@ -45,6 +51,7 @@ def janus(folder: Path) -> None:
 MODELS: dict[str, tuple[World, Callable[[Path], None], str]] = {
     "image": (PICTURES, painter, "image/png"),
     "image-tokens": (TOKENS, janus, "image/png"),
+    "video": (VIDEOS, filmer, "image/webp"),
 }
 
 
