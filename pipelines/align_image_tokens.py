@@ -20,7 +20,9 @@ class TokenOptions:
         resolution: Side of the pictures in pixels; what the model was trained at by default.
         plan: Whether words before a picture are scored with it, or are only what it was drawn from.
         guidance: Of the log-probabilities; 1 is none. Any other value doubles the cost.
-        decoder: Folder of the JanusVQVAE that decodes the tokens of a Chameleon.
+        decoder: What draws tokens where the model's folder has nothing that does: a JanusVQVAE for
+            a Chameleon, a pipeline of diffusers for a GLM-Image without its own.
+        decoder_steps: Denoising steps of a GLM-Image's decoder.
         max_length: Tokens that prompt, plan and picture may have together.
     """
 
@@ -28,6 +30,7 @@ class TokenOptions:
     plan: Literal["score", "condition"] = "score"
     guidance: float = 1.0
     decoder: str | None = None
+    decoder_steps: int = 50
     max_length: int | None = None
 
 
@@ -38,7 +41,8 @@ class DrawOptions:
     Args:
         samples: How many prompts; 0 samples none.
         sample_prompts: File with one prompt a line; otherwise held-out prompts are taken.
-        sample_guidance: Guidance scale; by default 5, or that of the log-probabilities.
+        sample_guidance: Guidance scale; by default as published (5; GLM-Image 1, which is
+            none), or that of the log-probabilities.
         sample_temperature: Temperature of the tokens; 0 takes the likeliest ones.
         sample_top_k: Tokens to choose from, the likeliest ones; 0 is all.
         sample_plan: Tokens of the words that the model may write before it draws; 0 is none.

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from pages import blocks, commands
 from PIL import Image
-from tiny_image_models import save_image_model
+from tiny_image_models import save_image_model, save_pipeline
 
 from mmalign import cli
-from mmalign.adapters.image_tokens import load_image_tokens
+from mmalign.adapters.image_tokens import glm_image, load_image_tokens
 from mmalign.data.store import write_store
 from mmalign.media import png
 from mmalign.records import Message, Sample, Text, pair
@@ -20,7 +20,11 @@ from mmalign.records import Message, Sample, Text, pair
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values", "ignore:.*tie_word_embeddings")
 
 LINES = commands(["image-tokens"])
-MODELS = {"deepseek-community/Janus-Pro-1B": "janus", "BAAI/Emu3-Gen-hf": "emu3"}
+MODELS = {
+    "deepseek-community/Janus-Pro-1B": "janus",
+    "BAAI/Emu3-Gen-hf": "emu3",
+    "zai-org/GLM-Image": "glm_image",
+}
 QUICK = {
     "--steps": "1", "--batch-size": "2", "--samples": "1", "--resolution": "8",
     "--precision": "float32", "--sample-plan": "3",
@@ -47,7 +51,13 @@ def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             words[words.index(flag) + 1] = value
         else:
             words += [flag, value]
-    save_image_model(Path(words[words.index("--model") + 1]), words[words.index("--model") + 1])
+    model = words[words.index("--model") + 1]
+    if model == "glm_image":
+        monkeypatch.setattr(glm_image, "PREVIEW", 2)
+        words += ["--resolution", "64", "--sample-plan", "0", "--decoder-steps", "2"]
+        save_pipeline(Path(model))
+    else:
+        save_image_model(Path(model), model)
     noise = np.random.default_rng(0).integers(0, 255, (8, 8, 8, 3), dtype=np.uint8)
     prompts = [(Message("user", (Text(f"the dog {number}"),)),) for number in range(4)]
     write_store(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import transformers
 from tiny_models import SPECIAL, tokenizer
@@ -33,6 +34,10 @@ JANUS_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{{ c.text }}{% endfor %}\n"
     "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
 )
+GLM_IMAGE_TEMPLATE = (
+    "{% for m in messages %}{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}"
+    "{% else %}<|dit_token_24|><image><|dit_token_25|>{% endif %}{% endfor %}{% endfor %}"
+)
 
 
 def save_image_model(folder: Path, family: str) -> Path:
@@ -55,6 +60,36 @@ def save_decoder(folder: Path) -> Path:
         **VQ, embed_dim=8, num_embeddings=CODES, num_patches=4, projection_dim=32
     )
     JanusVQVAE(config).save_pretrained(folder)
+    return folder
+
+
+def save_pipeline(folder: Path) -> Path:
+    """GLM-Image whole, as it is published: generator and diffusion decoder."""
+    torch.manual_seed(0)
+    model, processor = _glm_image()
+    blocks = 4
+    diffusers.GlmImagePipeline(
+        tokenizer=transformers.ByT5Tokenizer(),
+        processor=processor,
+        text_encoder=transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=384, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2
+            )
+        ),
+        vision_language_encoder=model,
+        vae=diffusers.AutoencoderKL(
+            block_out_channels=(4, 8, 8, 8), norm_num_groups=4, latent_channels=4,
+            down_block_types=["DownEncoderBlock2D"] * blocks,
+            up_block_types=["UpDecoderBlock2D"] * blocks,
+            latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+        ),
+        transformer=diffusers.GlmImageTransformer2DModel(
+            in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8,
+            num_attention_heads=2, text_embed_dim=16, time_embed_dim=16, condition_dim=8,
+            prior_vq_quantizer_codebook_size=CODES,
+        ),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
@@ -156,4 +191,38 @@ def _chameleon() -> tuple[Any, Any]:
     return model, transformers.ChameleonProcessor(pictures, words, image_seq_length=16)
 
 
-MAKERS = {"janus": _janus, "emu3": _emu3, "chameleon": _chameleon}
+def _glm_image() -> tuple[Any, Any]:
+    from transformers.models.glm_image.image_processing_pil_glm_image import (
+        GlmImageImageProcessorPil,
+    )
+
+    codes = [f"<|dit_token_{number}|>" for number in range(CODES + 2)]
+    begin, end = codes[CODES:]
+    names = {"image_token": "<image>", "grid_bos_token": "<sop>", "grid_eos_token": "<eop>"}
+    words = tokenizer(None, first=codes, bos_token=begin, eos_token=end, extra_special_tokens=names)
+    words.chat_template = GLM_IMAGE_TEMPLATE
+    config = transformers.GlmImageConfig(
+        text_config={
+            **WIDE, "vocab_size": len(words), "eos_token_id": CODES + 1,
+            "pad_token_id": words.pad_token_id, "vision_vocab_size": CODES + 8,
+            "max_position_embeddings": 1024, "rope_parameters": {
+                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1],
+            },
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 32, "num_heads": 2, "image_size": 64, "patch_size": 16,
+            "intermediate_size": 48, "initializer_range": 0.2,
+        },
+        vq_config={"embed_dim": 8, "num_embeddings": CODES, "latent_channels": 32},
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        image_start_token_id=CODES, image_end_token_id=CODES + 1,
+    )  # fmt: skip
+    model = transformers.GlmImageForConditionalGeneration(config)
+    pictures = GlmImageImageProcessorPil(
+        patch_size=16, merge_size=1, temporal_patch_size=1,
+        size={"shortest_edge": 64 * 64, "longest_edge": 2048 * 2048},
+    )  # fmt: skip
+    return model, transformers.GlmImageProcessor(pictures, words, words.chat_template)
+
+
+MAKERS = {"janus": _janus, "emu3": _emu3, "chameleon": _chameleon, "glm_image": _glm_image}

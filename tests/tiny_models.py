@@ -6,7 +6,7 @@ shows in the first digits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,17 @@ CHATML = (
 )
 
 
-def tokenizer(template: str | None = CHATML, **options: Any) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of about 400 tokens, trained on the spot."""
+def tokenizer(
+    template: str | None = CHATML, *, first: Sequence[str] = (), **options: Any
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of about 400 tokens, trained on the spot. first: special tokens
+    that come before all others."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=list(SPECIAL),
+        special_tokens=[*first, *SPECIAL],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

@@ -18,12 +18,11 @@ import torch
 from contract import log_probs, stirred
 from peft import PeftModel
 from PIL import Image
-from tiny_image_models import CODES, MAKERS, save_decoder, save_image_model
+from tiny_image_models import CODES, MAKERS, save_decoder, save_image_model, save_pipeline
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from mmalign.adapters.autoregressive import causal_lm
-from mmalign.adapters.image_tokens import ImageTokenAdapter, load_image_tokens
+from mmalign.adapters.image_tokens import ImageTokenAdapter, glm_image, load_image_tokens
 from mmalign.adapters.image_tokens.pictures import codes_in
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
@@ -51,18 +50,23 @@ SAMPLES = [
     Sample(prompt("the dog"), (Text("jumps"), photograph(3))),
 ]
 PAIR = SAMPLES[:2]
+GUIDED = [family for family in MAKERS if family != "glm_image"]
+"""Those that can draw with guidance, and write."""
+DECODERS = {"chameleon": save_decoder, "glm_image": save_pipeline}
 
 
 @pytest.fixture(scope="session")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The model of a family, or what decodes its images."""
+    made: dict[tuple[str, bool], Path] = {}
 
-    def find(family: str) -> Path:
-        if family not in made:
-            make = save_decoder if family == "decoder" else save_image_model
+    def find(family: str, *, decoder: bool = False) -> Path:
+        if (family, decoder) not in made:
             where = tmp_path_factory.mktemp(family)
-            made[family] = make(where) if family == "decoder" else save_image_model(where, family)
-        return made[family]
+            made[family, decoder] = (
+                DECODERS[family](where) if decoder else save_image_model(where, family)
+            )
+        return made[family, decoder]
 
     return find
 
@@ -76,11 +80,16 @@ Load = Callable[..., ImageTokenAdapter]
 
 
 @pytest.fixture
-def load(folder_of: Callable[[str], Path], family: str) -> Load:
-    def loaded(**options: Any) -> ImageTokenAdapter:
-        if family == "chameleon":
-            options["decoder"] = folder_of("decoder")
-        return load_image_tokens(folder_of(family), resolution=8, **options)
+def load(folder_of: Callable[..., Path], family: str, monkeypatch: pytest.MonkeyPatch) -> Load:
+    monkeypatch.setattr(glm_image, "PREVIEW", 2)  # in place of 256 codes before each picture
+
+    def loaded(folder: Path | None = None, **options: Any) -> ImageTokenAdapter:
+        size = 8
+        if family in DECODERS:
+            options["decoder"] = folder_of(family, decoder=True)
+        if family == "glm_image":
+            size, options = 64, {"decoder_steps": 2, "plan": "condition", **options}
+        return load_image_tokens(folder or folder_of(family), resolution=size, **options)
 
     return loaded
 
@@ -95,7 +104,7 @@ def plain_embeddings(model: Any, family: str, ids: list[int], first: int) -> Ten
     rows = []
     for token in ids:
         one = torch.tensor([[token if token < first else token - first]])
-        if token < first:
+        if token < first or family == "glm_image":
             rows.append(model.get_input_embeddings()(one))
         elif family == "janus":
             rows.append(model.prepare_embeddings_for_image_generation(one))
@@ -105,17 +114,32 @@ def plain_embeddings(model: Any, family: str, ids: list[int], first: int) -> Ten
     return torch.cat(rows, 1)
 
 
+def plain_states(model: Any, family: str, ids: list[int], first: int) -> Tensor:
+    """(s h), by the library's decoder and with the library's positions."""
+    inner = {"janus": "language_model", "emu3": "text_model", "glm_image": "language_model"}
+    body = getattr(model.model, inner[family]) if family in inner else model.model
+    call: dict[str, Any] = {"inputs_embeds": plain_embeddings(model, family, ids, first)}
+    if family == "glm_image":
+        prompt = torch.tensor([[token for token in ids if token < first]])
+        grids = torch.tensor([[1, 2, 2], [1, 2, 2]])
+        positions, _ = model.model.get_rope_index(prompt, image_grid_thw=grids)
+        drawn = model.model._cached_decode_position_ids.transpose(0, 1)
+        call["position_ids"] = torch.cat([positions, drawn], -1)[..., : len(ids)]
+    states: Tensor = body(**call).last_hidden_state[0]
+    return states
+
+
 def plain_scores(model: Any, family: str, ids: list[int], start: int, first: int) -> list[float]:
     """log p of the tokens from `start` on, in the model's precision, one softmax at a time."""
-    inner = {"janus": "language_model", "emu3": "text_model"}.get(family)
-    body = getattr(model.model, inner) if inner else model.model
-    states = body(inputs_embeds=plain_embeddings(model, family, ids, first)).last_hidden_state[0]
+    states = plain_states(model, family, ids, first)
     scores = []
     for place in range(start, len(ids)):
         token, state = ids[place], states[place - 1]
         if family == "janus":
             logits = model.model.generation_head(state) if token >= first else model.lm_head(state)
             wanted = token - first if token >= first else token
+        elif family == "glm_image":
+            logits, wanted = model.lm_head(state)[:CODES], token - first
         else:
             own = model.model.vocabulary_mapping.image_tokens
             logits, mapping = model.lm_head(state), model.model.vocabulary_mapping.img2bpe
@@ -130,7 +154,7 @@ def plain_scores(model: Any, family: str, ids: list[int], start: int, first: int
 def plain_model(adapter: ImageTokenAdapter, base: Path, where: Path) -> Any:
     """The library's own model in float64, with the LoRA read back from disk by peft."""
     adapter.save(where)
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float64)
+    model = adapter.family.model.from_pretrained(base, dtype=torch.float64)
     return PeftModel.from_pretrained(model, where).double().eval().base_model.model
 
 
@@ -159,7 +183,7 @@ def test_rows_do_not_depend_on_batch_mates_nor_on_packing(adapter: ImageTokenAda
 
 
 def test_equals_an_independent_plain_computation(
-    adapter: ImageTokenAdapter, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+    adapter: ImageTokenAdapter, folder_of: Callable[..., Path], family: str, tmp_path: Path
 ) -> None:
     plain = plain_model(adapter, folder_of(family), tmp_path)
     inputs = adapter.encode(adapter.collate(SAMPLES, [0] * 4))
@@ -176,27 +200,26 @@ def test_equals_an_independent_plain_computation(
         torch.testing.assert_close(mine, torch.tensor(expected).double(), rtol=1e-5, atol=1e-4)
         assert scored.lengths[row] == len(expected) == sum(one.scored)
         assert scored.log_probs[row].item() == pytest.approx(sum(expected), rel=1e-5)
-        assert sum(i >= first for i in ids) == 16
-    assert 2.0 in scored.tokens.weights[2]
+        assert sum(i >= first for i in ids) == adapter.collator.layout.count
+    assert (2.0 in scored.tokens.weights[2]) == adapter.family.writes
 
 
+@pytest.mark.parametrize("family", GUIDED)
 def test_guided_log_probs_equal_an_independent_plain_computation(
-    load: Load, folder_of: Callable[[str], Path], family: str, tmp_path: Path
+    load: Load, folder_of: Callable[..., Path], family: str, tmp_path: Path
 ) -> None:
     adapter = stirred(load(lora={"r": 4}, guidance=3.0))
     mine = log_probs(adapter, PAIR)
     plain = plain_model(adapter, folder_of(family), tmp_path)
     first = adapter.collator.layout.first_code
     drawn = adapter._with_codes([adapter.collator.drawn(sample) for sample in PAIR])
-    inner = {"janus": "language_model", "emu3": "text_model"}.get(family)
-    body = getattr(plain.model, inner) if inner else plain.model
     for row, (one, bare) in enumerate(zip(drawn, adapter.collator.rows(drawn)[2:], strict=True)):
         logits = []
         for part in (one, bare):
             ids = [*part.tokens.prompt, *part.tokens.completion]
             with torch.no_grad():
-                states = body(inputs_embeds=plain_embeddings(plain, family, ids, first))
-                logits.append(adapter.family.logits(plain, states.last_hidden_state[0]))
+                states = plain_states(plain, family, ids, first)
+                logits.append(adapter.family.logits(plain, states))
         told, untold = (x[-len(one.scored) - 1 : -1] for x in logits)
         every = torch.log_softmax(untold + 3.0 * (told - untold), -1)
         codes = [t - first for t, s in zip(one.tokens.completion, one.scored, strict=True) if s]
@@ -220,23 +243,25 @@ def test_saves_and_loads(adapter: ImageTokenAdapter, load: Load, tmp_path: Path)
     again = load(adapter=tmp_path / "lora")
     torch.testing.assert_close(log_probs(again, SAMPLES), before, rtol=1e-5, atol=1e-5)
     adapter.export_merged(tmp_path / "merged")
-    merged = load_image_tokens(tmp_path / "merged", lora={"r": 4}, resolution=8)
+    merged = load(tmp_path / "merged", lora={"r": 4})
     assert merged.collator.layout == adapter.collator.layout
     torch.testing.assert_close(log_probs(merged, SAMPLES), before, rtol=1e-5, atol=1e-4)
 
 
 def test_full_fine_tuning_leaves_the_image_tokenizer_alone(load: Load, tmp_path: Path) -> None:
     adapter = load()
-    before = copy.deepcopy(causal_lm(adapter.policy).model.vqmodel.state_dict())
+    lm, parts = causal_lm(adapter.policy), adapter.family.tokenizer
+    before = [copy.deepcopy(lm.get_submodule(part).state_dict()) for part in parts]
     with pytest.raises(ValueError, match="frozen copy"), adapter.reference_mode():
         pass
     log_probs(adapter, SAMPLES).sum().backward()
     weights = [p for p in adapter.policy.parameters() if p.requires_grad]
     torch.optim.SGD(weights, 1e-4).step()
-    after = causal_lm(adapter.policy).model.vqmodel.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    for part, old in zip(parts, before, strict=True):
+        after = lm.get_submodule(part).state_dict()
+        assert all(torch.equal(old[name], after[name]) for name in old)
     adapter.save(tmp_path)
-    again = load_image_tokens(tmp_path, resolution=8)
+    again = load(tmp_path)
     torch.testing.assert_close(
         log_probs(again, SAMPLES), log_probs(adapter, SAMPLES), rtol=1e-5, atol=1e-4
     )
@@ -245,17 +270,18 @@ def test_full_fine_tuning_leaves_the_image_tokenizer_alone(load: Load, tmp_path:
 def test_pictures_remember_their_codes_and_draws_follow_from_the_seed(
     adapter: ImageTokenAdapter,
 ) -> None:
-    prompts = [prompt("the dog"), prompt("Name three colours."), prompt("the dog")]
-    drawn = adapter.sample(prompts, [5, 6, 7], guidance=2.0, plan_tokens=3)
-    assert drawn == adapter.sample(prompts, [5, 6, 7], guidance=2.0, plan_tokens=3)
-    assert drawn[2:] == adapter.sample(prompts[2:], [7], guidance=2.0, plan_tokens=3)
+    prompts = [prompt("the dog"), prompt('A "red" dog.'), prompt("the dog")]
+    how: dict[str, Any] = {"guidance": 2.0, "plan_tokens": 3} if adapter.family.writes else {}
+    drawn = adapter.sample(prompts, [5, 6, 7], **how)
+    assert drawn == adapter.sample(prompts, [5, 6, 7], **how)
+    assert drawn[2:] == adapter.sample(prompts[2:], [7], **how)
     images = [sample.response[-1] for sample in drawn]
     assert images[0] != images[2]
     for image in images:
         assert isinstance(image, Media)
         codes = codes_in(image, adapter.collator.layout.codec)
         assert codes is not None
-        assert (len(codes), len(codes[0])) == (4, 4)
+        assert list(map(len, codes)) == adapter.collator.layout.widths
         assert max(map(max, codes)) < CODES
         assert codes_in(image, "another tokenizer") is None
 
@@ -268,7 +294,7 @@ def test_sampled_codes_have_the_probability_they_were_drawn_with(
     one = adapter.collator.drawn(drawn)
     first = adapter.collator.layout.first_code
     places = [i for i, counted in enumerate(one.scored) if counted]
-    for place in (0, 3, 15):
+    for place in (0, 3, len(places) - 1):
         others = []
         for code in range(CODES):
             ids = list(one.tokens.completion)
@@ -287,10 +313,13 @@ def test_an_image_that_is_begun_and_continued_is_the_one_drawn_at_once(
 ) -> None:
     from mmalign.adapters.image_tokens.drawing import Taste
 
-    prompts, taste = [prompt("the dog"), prompt("a fox")], Taste(guidance=2.0)
+    prompts, taste = (
+        [prompt("the dog"), prompt("a fox")],
+        Taste(guidance=2.0 if adapter.family.writes else 1.0),
+    )
     with adapter.drawing():
         whole = adapter.codes(prompts, [1, 2], taste)
-        for upto in (3, 8):
+        for upto in (3, adapter.collator.layout.count // 2):
             begun = adapter.codes(prompts, [1, 2], taste, upto=upto)
             assert [row[:upto] for row in whole] == begun
             assert adapter.codes(prompts, [1, 2], taste, begun=begun) == whole
@@ -312,12 +341,16 @@ def test_bad_samples_are_refused(adapter: ImageTokenAdapter, load: Load) -> None
             adapter.collator.drawn(Sample(prompt("the dog"), response))
     with pytest.raises(BadSample, match="max_length=20"):
         load(lora={"r": 4}, max_length=20).collator.drawn(SAMPLES[0])
+
+
+@pytest.mark.parametrize("family", GUIDED)
+def test_plans_have_no_guided_log_probs(load: Load) -> None:
     with pytest.raises(BadSample, match="guidance"):
         load(lora={"r": 4}, guidance=2.0).collator.drawn(SAMPLES[2])
 
 
 def test_chameleon_without_decoder_trains_but_does_not_draw(
-    folder_of: Callable[[str], Path],
+    folder_of: Callable[..., Path],
 ) -> None:
     adapter = load_image_tokens(folder_of("chameleon"), lora={"r": 4})
     assert log_probs(adapter, PAIR).isfinite().all()
@@ -325,7 +358,7 @@ def test_chameleon_without_decoder_trains_but_does_not_draw(
         adapter.sample([prompt("the dog")], [0])
 
 
-def test_greedy_janus_equals_the_librarys_own_drawing(folder_of: Callable[[str], Path]) -> None:
+def test_greedy_janus_equals_the_librarys_own_drawing(folder_of: Callable[..., Path]) -> None:
     adapter = load_image_tokens(folder_of("janus"), lora={"r": 4})
     lm = causal_lm(adapter.policy).eval()
     # `from_pretrained` of transformers 5.24 forgets this setting, without which it cannot draw.
@@ -342,7 +375,7 @@ def test_greedy_janus_equals_the_librarys_own_drawing(folder_of: Callable[[str],
     assert list(chain(*codes)) == theirs[0].tolist()
 
 
-def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[[str], Path]) -> None:
+def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[..., Path]) -> None:
     adapter = load_image_tokens(folder_of("emu3"), lora={"r": 4}, resolution=8)
     lm = causal_lm(adapter.policy).eval()
     (mine,) = adapter.sample([prompt("the dog")], [0], guidance=1.0, temperature=0)
@@ -367,3 +400,86 @@ def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[[str], 
     assert [mapping.img2bpe[c] for c in list(chain(*codes))] == [
         t for t in theirs.tolist() if t != mapping.eol_token_id
     ]
+
+
+@pytest.mark.parametrize("family", ["glm_image"])
+def test_glm_image_refuses_what_it_was_not_trained_for(load: Load) -> None:
+    with pytest.raises(UserError, match="without prompts"):
+        load(guidance=2.0)
+    with pytest.raises(BadSample, match="plan='condition'"):
+        load(plan="score").collator.drawn(SAMPLES[2])
+    adapter = load()
+    with pytest.raises(UserError, match="without prompts"):
+        adapter.sample([prompt("the dog")], [0], guidance=2.0)
+    with pytest.raises(UserError, match="no head for words"):
+        adapter.sample([prompt("the dog")], [0], plan_tokens=3)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 96), (1152, 768)])
+def test_glm_images_prompt_is_the_librarys(
+    folder_of: Callable[..., Path], size: tuple[int, int]
+) -> None:
+    adapter = load_image_tokens(folder_of("glm_image"), resolution=size)
+    theirs = adapter.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "text", "text": "the dog"}]}], tokenize=True,
+        return_dict=True, processor_kwargs={"target_h": size[0], "target_w": size[1]},
+    )  # fmt: skip
+    collator = adapter.collator
+    ours = [*collator.prompt_ids(prompt("the dog")), *collator.opening]
+    assert [ours] == theirs["input_ids"]
+    grids = [[1, grid.rows, grid.columns] for grid in reversed(collator.layout.grids)]
+    assert grids == torch.as_tensor(theirs["image_grid_thw"]).tolist()
+
+
+@pytest.mark.parametrize("family", ["glm_image"])
+def test_greedy_glm_image_equals_the_librarys_own_drawing(load: Load) -> None:
+    adapter = load(lora={"r": 4})
+    lm = causal_lm(adapter.policy).eval()
+    prompts = [prompt("the dog"), prompt("Name three colours.")]
+    mine = adapter.sample(prompts, [0, 0], temperature=0)
+    for asked, sample in zip(prompts, mine, strict=True):
+        ids = torch.tensor([[*adapter.collator.prompt_ids(asked), *adapter.collator.opening]])
+        with torch.no_grad():
+            theirs = lm.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                image_grid_thw=torch.tensor([[1, 2, 2], [1, 2, 2]]), max_new_tokens=8,
+                prefix_allowed_tokens_fn=lambda row, seen: list(range(CODES)),
+            )  # fmt: skip
+        codes = codes_in(sample.response[-1], adapter.collator.layout.codec)  # type: ignore[arg-type]  # a picture
+        assert codes is not None
+        assert list(chain(*codes)) == theirs[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("family", ["glm_image"])
+def test_glm_image_finds_the_codes_that_the_library_finds(load: Load) -> None:
+    adapter = load()
+    lm = causal_lm(adapter.policy).eval()
+    noise = np.random.default_rng(0).integers(0, 255, (2, 2, 3), dtype=np.uint8)
+    image = Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
+    theirs = adapter.processor.image_processor(image, return_tensors="pt")
+    with torch.no_grad():
+        features = lm.get_image_features(theirs["pixel_values"], theirs["image_grid_thw"])
+        expected = lm.get_image_tokens(features.pooler_output)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        found = adapter.family.to_codes(lm, adapter.pixels.normalised(pixels))
+    assert len(set(expected.tolist())) > 1
+    assert found[0, 4:].tolist() == expected.tolist()
+    assert found[0, :4].tolist() == expected.tolist()  # a preview that is as large as its image
+
+
+def test_glm_image_is_read_as_it_is_published(
+    folder_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline of diffusers draws with its own decoder; codes and prompt alone decide how."""
+    monkeypatch.setattr(glm_image, "PREVIEW", 2)
+    whole = folder_of("glm_image", decoder=True)
+    adapter = load_image_tokens(whole, lora={"r": 4}, resolution=64, decoder_steps=2)
+    codes = [[1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7, 9]]
+    dog = prompt("the dog")
+    first, other = adapter.pictures(codes, [dog, prompt('A sign: "stop".')])
+    assert adapter.pictures(codes[:1], [dog]) == [first]
+    assert adapter.pictures(codes[1:], [dog]) != [first]
+    assert adapter.pictures(codes[1:], [dog]) != [other]  # quoted words are drawn letter by letter
+    alone = load_image_tokens(folder_of("glm_image"), resolution=64)
+    with pytest.raises(UserError, match="decoder="):
+        alone.pictures(codes[:1], [dog])

@@ -1,4 +1,4 @@
-"""Autoregressive image generators: Janus, Emu3 and Chameleon as mmalign sees them."""
+"""Autoregressive image generators: Janus, Emu3, Chameleon and GLM-Image as mmalign sees them."""
 
 from mmalign.adapters.image_tokens.adapter import ImageTokenAdapter
 from mmalign.adapters.image_tokens.collate import ImageTokenCollator

@@ -13,10 +13,10 @@ import importlib.metadata
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
@@ -32,7 +32,7 @@ from mmalign.adapters.autoregressive import (
     vocabulary,
 )
 from mmalign.adapters.image_tokens.collate import Drawn, ImageTokenCollator, laid_out
-from mmalign.adapters.image_tokens.drawing import Taste, as_grid, draw_codes, draw_plans
+from mmalign.adapters.image_tokens.drawing import Taste, draw_codes, draw_plans
 from mmalign.adapters.image_tokens.family import Family
 from mmalign.adapters.image_tokens.model import code_tail, predicting_states, text_tail
 from mmalign.adapters.image_tokens.pictures import Pixels, picture
@@ -40,7 +40,10 @@ from mmalign.adapters.protocol import DIVERGENCE, PREDICTIONS, Inputs, Scored
 from mmalign.adapters.sampling import Progress, check_request, in_batches
 from mmalign.adapters.saving import write_folder
 from mmalign.adapters.token_log_probs import log_distributions, token_log_probs
-from mmalign.records import Media, Message, Part, Sample, Text
+from mmalign.errors import UserError
+from mmalign.records import Media, Message, Part, Sample, Text, text_of
+
+Item = TypeVar("Item")
 
 _VERSIONS = ("torch", "transformers", "tokenizers", "peft")
 _REMEMBERED = 20_000  # pictures whose codes are kept in memory
@@ -125,7 +128,7 @@ class ImageTokenAdapter:
         names += [DIVERGENCE] if DIVERGENCE in stats else []
         predictions: list[Tensor | None] = []
         with self.arithmetic():
-            states = predicting_states(model, lm, self.family, layout.first_code, inputs)
+            states = predicting_states(model, lm, self.family, layout, inputs)
             if self.collator.guidance != 1:
                 states = torch.cat(states.chunk(2), -1)
             is_code = targets >= layout.first_code
@@ -173,20 +176,22 @@ class ImageTokenAdapter:
     ) -> list[Sample]:
         """One image to each prompt, after a plan in words of up to `plan_tokens` tokens.
 
-        A row's draws depend on its own seed only. guidance: 1 is none; 5 by default, as published,
-        or that of the log-probabilities where they have one. temperature 0 is greedy; top_k 0 and
-        top_p 1 keep all codes. merge: fold the LoRA into the weights meanwhile.
+        A row's draws depend on its own seed only. guidance: 1 is none; as published by default (5,
+        GLM-Image 1), or that of the log-probabilities where they have one. temperature 0 is greedy;
+        top_k 0 and top_p 1 keep all codes. merge: fold the LoRA into the weights meanwhile.
         The pictures remember their codes, so that their log-probabilities are exact.
         """
         check_request("image-token", prompts, seeds, unknown)
         if guidance is None:
-            guidance = 5.0 if self.collator.guidance == 1 else self.collator.guidance
+            guidance = self.collator.guidance
+            guidance = self.family.guidance if guidance == 1 else guidance
+        self.family.check_guidance(guidance)
         taste = Taste(guidance, temperature, top_k, top_p)
 
         def draw(rows: list[int]) -> list[Sample]:
             asked, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
             plans = self._plans(asked, own, taste, plan_tokens)
-            images = self.pictures(self.codes(asked, own, taste, plans=plans))
+            images = self.pictures(self.codes(asked, own, taste, plans=plans), asked)
             return [
                 Sample(prompt, _response(plan, image))
                 for prompt, plan, image in zip(asked, plans, images, strict=True)
@@ -223,16 +228,23 @@ class ImageTokenAdapter:
             begun=begun, upto=upto,
         )  # fmt: skip
 
-    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Media]:
-        """Images of complete rows of codes, which remember them."""
-        lm, grids = causal_lm(self.policy), as_grid(self.collator, codes)
+    def pictures(
+        self, codes: Sequence[Sequence[int]], prompts: Sequence[tuple[Message, ...]]
+    ) -> list[Media]:
+        """Images of all their codes, which they remember, drawn to prompts."""
+        lm, layout = causal_lm(self.policy), self.collator.layout
+        rows, columns = layout.grid.rows, layout.grid.columns
+        words = ["\n".join(text_of(message.parts) for message in prompt) for prompt in prompts]
         made: list[Media] = []
         with self._tokenizing():
-            for some in grids.split(_AT_ONCE):
-                pixels = self.pixels.bytes(self.family.to_pixels(lm, some.to(self.device)))
+            for some, told in zip(_batches(codes), _batches(words), strict=True):
+                drawn = torch.tensor(some, device=self.device)[:, -rows * columns :]
+                pixels = self.family.to_pixels(lm, drawn.unflatten(1, (rows, columns)), told)
+                if pixels.dtype != torch.uint8:
+                    pixels = self.pixels.bytes(pixels)
                 made += [
-                    picture(image, grid, self.collator.layout.codec)
-                    for image, grid in zip(pixels, some, strict=True)
+                    picture(image, layout.rows(own), layout.codec)
+                    for image, own in zip(pixels, some, strict=True)
                 ]
         return made
 
@@ -296,6 +308,11 @@ class ImageTokenAdapter:
     ) -> list[str]:
         if most <= 0:
             return [""] * len(prompts)
+        if not self.family.writes:
+            raise UserError(
+                "this model has no head for words, so it cannot write a plan before it draws",
+                hint="leave the plan's tokens out",
+            )
         told = [self.collator.prompt_ids(prompt) for prompt in prompts]
         lm = causal_lm(self.policy)
         return draw_plans(lm, self.family, self.collator, told, seeds, taste, most=most)
@@ -307,11 +324,11 @@ class ImageTokenAdapter:
     def _tokenizing(self) -> Iterator[None]:
         """Inside, the image tokenizer computes in float32 and as it was published: Emu3's has batch
         norms, which in training mode would change with every picture."""
-        with (
-            evaluating(causal_lm(self.policy).model.vqmodel),
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-        ):
+        with ExitStack() as inside:
+            for part in self.family.tokenizer:
+                inside.enter_context(evaluating(causal_lm(self.policy).get_submodule(part)))
+            inside.enter_context(torch.no_grad())
+            inside.enter_context(torch.autocast(self.device.type, enabled=False))
             yield
 
     def _with_codes(self, drawn: Sequence[Drawn]) -> list[Drawn]:
@@ -323,9 +340,10 @@ class ImageTokenAdapter:
         }
         lm = causal_lm(self.policy)
         with self._tokenizing():
-            for digests in _batches(list(unknown), _AT_ONCE):
+            for digests in _batches(list(unknown)):
                 pixels = torch.stack([unknown[digest] for digest in digests]).to(self.device)
-                codes = self.family.to_codes(lm, self.pixels.normalised(pixels)).cpu()
+                codes = self.family.to_codes(lm, self.pixels.normalised(pixels))
+                codes = codes.view(len(digests), -1).cpu()
                 self._codes.update(zip(digests, codes, strict=True))
         found = [self._filled(one) for one in drawn]
         while len(self._codes) > _REMEMBERED:
@@ -335,7 +353,8 @@ class ImageTokenAdapter:
     def _filled(self, one: Drawn) -> Drawn:
         if one.picture is None:
             return one
-        ids, _ = self.collator.image_ids(self._codes[one.picture[0]].tolist())
+        codes = self.collator.layout.rows(self._codes[one.picture[0]].tolist())
+        ids, _ = self.collator.image_ids(codes)
         completion = (*one.tokens.completion[: -len(ids)], *ids)
         return Drawn(replace(one.tokens, completion=completion), one.scored)
 
@@ -344,8 +363,8 @@ def _response(plan: str, image: Media) -> tuple[Part, ...]:
     return (Text(plan), image) if plan else (image,)
 
 
-def _batches(items: list[str], size: int) -> list[list[str]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
+def _batches(items: Sequence[Item]) -> list[Sequence[Item]]:
+    return [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
 
 
 def _config_at(config: Any, where: str) -> Any:

@@ -8,17 +8,18 @@ same library (`load_image_tokens(decoder=)`), without the normalised codebook.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import JanusVQVAE
 
 from mmalign.adapters.image_tokens.emu3 import code_ids
-from mmalign.adapters.image_tokens.family import Family, Grid, bare_prompt, fixed_grid
+from mmalign.adapters.image_tokens.family import DECODER, Family, Grid, bare_prompt, fixed_grid
+from mmalign.adapters.text.loading import unavailable
 from mmalign.errors import UserError
-
-DECODER = "image_decoder"
-"""Attribute of the model under which `load_image_tokens` keeps the decoder."""
 
 
 def _grid(lm: Any, processor: Any, asked: tuple[int, int] | None) -> Grid:
@@ -33,7 +34,16 @@ def _to_codes(lm: Any, images: Tensor) -> Tensor:
     return codes
 
 
-def _to_pixels(lm: Any, codes: Tensor) -> Tensor:
+def _decoder(asked: str | None, steps: int, dtype: torch.dtype) -> JanusVQVAE | None:
+    if asked is None:
+        return None
+    try:
+        return JanusVQVAE.from_pretrained(asked, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise unavailable("JanusVQVAE", asked, error) from error
+
+
+def _to_pixels(lm: Any, codes: Tensor, prompts: Sequence[str]) -> Tensor:
     decoder = getattr(lm, DECODER, None)
     if decoder is None:
         raise UserError(
@@ -60,4 +70,5 @@ CHAMELEON = Family(
     embed=lambda lm, codes: lm.get_input_embeddings()(code_ids(lm)[codes]),
     logits=lambda lm, hidden: F.linear(hidden, lm.lm_head.weight[code_ids(lm)]),
     not_text=code_ids,
+    decoder=_decoder,
 )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import Tokens, pack, row_tokens
-from mmalign.adapters.image_tokens.family import Family, Grid
+from mmalign.adapters.image_tokens.family import Family, Layout
 from mmalign.adapters.image_tokens.pictures import codes_in, fitted
 from mmalign.adapters.protocol import BadSample, Inputs
 from mmalign.adapters.text.template import spans_of
@@ -30,21 +30,6 @@ from mmalign.records import PLAIN, Media, Message, Sample, Text, text_of
 
 PlanRole = Literal["score", "condition"]
 _REMEMBERED = 4096
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a sequence is made of.
-
-    first_code: id of code 0, which is the size of the text vocabulary. codes: size of the codebook.
-    codec: digest of the image tokenizer.
-    """
-
-    grid: Grid
-    first_code: int
-    codes: int
-    row_end: int | None
-    codec: str
 
 
 @dataclass(frozen=True)
@@ -84,6 +69,7 @@ class ImageTokenCollator:
         self.plan = plan
         self.guidance = guidance
         self.chat = family.chat
+        self.writes = family.writes
         self.opening = self._ids(opening)
         self._unconditional = family.unconditional
         self._seen: dict[Sample, Drawn] = {}
@@ -123,6 +109,7 @@ class ImageTokenCollator:
 
     def unconditional(self, prompt: Sequence[int]) -> tuple[int, ...]:
         """What guidance takes for a prompt without content, of one that ends with the opening."""
+        assert self._unconditional is not None  # `Family.check_guidance`
         return tuple(self._unconditional(self.tokenizer, prompt, self.opening))
 
     @property
@@ -150,16 +137,21 @@ class ImageTokenCollator:
             raise BadSample("the response must end with an image (words before it are a plan)")
         if any(isinstance(part, Media) for part in words):
             raise BadSample("the response holds more than one image: split it into samples")
-        grid = self.layout.grid
-        codes, picture = codes_in(media, self.layout.codec), None
-        if codes is None or (len(codes), len(codes[0])) != (grid.rows, grid.columns):
-            picture = (digest(media), fitted(media, *grid.pixels))
-            codes = [[0] * grid.columns] * grid.rows
+        layout, picture = self.layout, None
+        codes = codes_in(media, layout.codec)
+        if codes is None or list(map(len, codes)) != layout.widths:
+            picture = (digest(media), fitted(media, *layout.grid.pixels))
+            codes = layout.rows([0] * layout.count)
         image, is_code = self.image_ids(codes)
         prompt = self.prompt_ids(sample.prompt)
         plan, weights = self._plan([part for part in words if isinstance(part, Text)])
         if not plan or self.plan == "condition":
             prompt, plan, weights, opening = [*prompt, *plan, *self.opening], [], [], []
+        elif not self.writes:
+            raise BadSample(
+                "the response has a plan in words, and this model has no head that could score "
+                "them: use plan='condition'"
+            )
         elif self.guidance != 1:
             raise BadSample(
                 "log-probabilities with guidance are of images, and this response has a plan, too: "
@@ -201,15 +193,16 @@ class ImageTokenCollator:
             for m in prompt
         ]
         text: str = self.processor.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True
+            turns, tokenize=False, add_generation_prompt=self.writes
         )
         return text
 
     def _ids(self, text: str, *, begin: bool = False) -> list[int]:
-        """Token ids; `begin` puts the tokenizer's beginning of sequence in front, once."""
+        """Token ids; `begin` puts the tokenizer's beginning of sequence in front, once, unless it
+        is what opens an image."""
         ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         bos = self.tokenizer.bos_token_id
-        if begin and bos is not None and ids[:1] != [bos]:
+        if begin and bos is not None and bos not in self.opening and ids[:1] != [bos]:
             return [bos, *ids]
         return ids
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmalign.adapters.decoding import decode
+from mmalign.adapters.decoding import decode, read_prompts
 from mmalign.adapters.image_tokens.collate import ImageTokenCollator
-from mmalign.adapters.image_tokens.family import Family
+from mmalign.adapters.image_tokens.family import Family, Layout
 from mmalign.adapters.image_tokens.model import Speaker
 from mmalign.adapters.sampling import SeededDraws
 
@@ -47,13 +48,13 @@ def draw_codes(
     to go on from; they are part of what is returned. A code's draw depends on the row's seed and
     the code's place, so an image that is begun and continued is the one drawn at once.
     """
-    grid, first = collator.layout.grid, collator.layout.first_code
+    layout, first = collator.layout, collator.layout.first_code
     begun = [[] for _ in prompts] if begun is None else begun
-    have, wanted = len(begun[0]), grid.rows * grid.columns if upto is None else upto
+    have, wanted = len(begun[0]), layout.count if upto is None else upto
     if have >= wanted:
         return [list(row) for row in begun]
     # Between what is begun and what is wanted: None for a code, else the id that must stand there.
-    places = _places(collator, have, wanted)
+    places = _places(layout, have, wanted)
     guided = taste.guidance != 1
     known = [(*prompt, *_as_ids(collator, row)) for prompt, row in zip(prompts, begun, strict=True)]
     if guided:
@@ -62,7 +63,7 @@ def draw_codes(
             for prompt, row in zip(prompts, begun, strict=True)
         ]
     draws = SeededDraws(
-        list(seeds), steps=grid.rows * grid.columns, temperature=taste.temperature,
+        list(seeds), steps=layout.count, temperature=taste.temperature,
         top_k=taste.top_k, top_p=taste.top_p,
     )  # fmt: skip
     numbers = _numbers(places, have)
@@ -77,8 +78,13 @@ def draw_codes(
         codes = draws(scores, rows, numbers[step]) + first
         return codes.repeat(2) if guided else codes
 
-    speaker = Speaker(lm, family, first, "codes")
-    found = decode(speaker, known, pick, steps=len(places), stop_ids=(), pad_id=collator.pad_id)
+    speaker = Speaker(lm, family, layout, "codes")
+    start = read_prompts(speaker, known, collator.pad_id)
+    begins = [sum(token < first for token in row) for row in known]
+    start[2].each = {"begins": torch.tensor(begins, device=speaker.device)}
+    found = decode(
+        speaker, known, pick, steps=len(places), stop_ids=(), pad_id=collator.pad_id, start=start
+    )
     drawn = [[token - first for token in row if token >= first] for row in found[: len(prompts)]]
     return [[*old, *new] for old, new in zip(begun, drawn, strict=True)]
 
@@ -100,23 +106,21 @@ def draw_plans(
         list(seeds), steps=most, temperature=taste.temperature, top_k=taste.top_k,
         top_p=taste.top_p,
     )  # fmt: skip
-    speaker = Speaker(lm, family, collator.layout.first_code, "text")
+    speaker = Speaker(lm, family, collator.layout, "text")
     found = decode(speaker, prompts, draws, steps=most, stop_ids=stops, pad_id=collator.pad_id)
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
 
 
 def _as_ids(collator: ImageTokenCollator, codes: Sequence[int]) -> list[int]:
     """The first codes of an image as ids, with the ends of the rows between them."""
-    columns = collator.layout.grid.columns
-    rows = [codes[start : start + columns] for start in range(0, len(codes), columns)]
-    return collator.image_ids(rows)[0]
+    return collator.image_ids(collator.layout.rows(codes))[0]
 
 
-def _places(collator: ImageTokenCollator, have: int, wanted: int) -> list[int | None]:
-    columns, end = collator.layout.grid.columns, collator.layout.row_end
+def _places(layout: Layout, have: int, wanted: int) -> list[int | None]:
+    row_starts, end = set(accumulate(layout.widths)), layout.row_end
     places: list[int | None] = []
     for number in range(have, wanted):
-        if end is not None and number and number % columns == 0:
+        if end is not None and number in row_starts:
             places.append(end)
         places.append(None)
     return places
@@ -129,9 +133,3 @@ def _numbers(places: Sequence[int | None], have: int) -> list[int]:
         numbers.append(number)
         number += forced is None
     return numbers
-
-
-def as_grid(collator: ImageTokenCollator, codes: Sequence[Sequence[int]]) -> Tensor:
-    """(n rows columns) of complete images."""
-    grid = collator.layout.grid
-    return torch.tensor(codes).view(len(codes), grid.rows, grid.columns)

@@ -9,26 +9,21 @@ not see training mode.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmalign.adapters.image_tokens.family import Family, Grid, bare_prompt
-from mmalign.errors import UserError
+from mmalign.adapters.image_tokens.family import Family, Grid, bare_prompt, cut_grid
 
 
 def _grid(lm: Any, processor: Any, asked: tuple[int, int] | None) -> Grid:
     stride = lm.model.vqmodel.spatial_scale_factor
     side = round(processor.image_area**0.5)
     height, width = asked or (side - side % stride,) * 2
-    if height % stride or width % stride:
-        raise UserError(
-            f"an image of {height} x {width} pixels cannot be cut into codes of {stride}",
-            hint=f"a resolution in multiples of {stride}",
-        )
-    return Grid(height // stride, width // stride, stride)
+    return cut_grid(height, width, stride)
 
 
 def _opening(processor: Any, grid: Grid) -> str:
@@ -47,7 +42,7 @@ def _to_codes(lm: Any, images: Tensor) -> Tensor:
     return torch.stack(lm.model.vqmodel.encode(images, sizes, return_dict=True).image_tokens)
 
 
-def _to_pixels(lm: Any, codes: Tensor) -> Tensor:
+def _to_pixels(lm: Any, codes: Tensor, prompts: Sequence[str]) -> Tensor:
     images: Tensor = lm.model.vqmodel.decode(codes)
     return images
 

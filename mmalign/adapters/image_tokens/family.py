@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from mmalign.errors import UserError
 
@@ -31,6 +34,41 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What the codes of an image are, in the order in which they are drawn.
+
+    first_code: id of code 0, which is the size of the text vocabulary. codes: size of the codebook.
+    codec: digest of the image tokenizer. preview: of a smaller version of the image whose codes
+    come before those of `grid`.
+    """
+
+    grid: Grid
+    first_code: int
+    codes: int
+    row_end: int | None
+    codec: str
+    preview: Grid | None = None
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return (self.grid,) if self.preview is None else (self.preview, self.grid)
+
+    @property
+    def widths(self) -> list[int]:
+        """Codes of each row."""
+        return [grid.columns for grid in self.grids for _ in range(grid.rows)]
+
+    @property
+    def count(self) -> int:
+        return sum(self.widths)
+
+    def rows(self, codes: Sequence[int]) -> list[list[int]]:
+        """Codes in the order of drawing, or the first of them, cut into rows."""
+        ends = zip(self.widths, accumulate(self.widths), strict=True)
+        return [list(codes[end - width : end]) for width, end in ends if end - width < len(codes)]
+
+
+@dataclass(frozen=True)
 class Family:
     """One family's side of the adapter; every function is given the transformers model `lm`.
 
@@ -38,10 +76,19 @@ class Family:
         are never trained. chat: whether prompts go through the processor's chat template.
     codes: size of the codebook. grid: of images of some size in pixels, or of the usual size.
     opening: text between prompt and first code. row_end: token behind each row of codes.
-    unconditional: ids that stand for a prompt without content, given tokenizer, prompt and opening.
-    to_codes: images (n 3 height width), normalised as the processor does, to (n rows columns).
-    to_pixels: the way back. embed: codes (k,) to (k h). logits: hidden states (p h) to (p c), over
-        codes and nothing else. not_text: ids (k,) that a text must not contain.
+    unconditional: ids that stand for a prompt without content, given tokenizer, prompt and opening;
+        None for a model that knows nothing of the kind and draws without guidance.
+    to_codes: images (n 3 height width), normalised as the processor does, to their codes, each
+        image's in the order of drawing.
+    to_pixels: codes (n rows columns) and n prompts to images as `to_codes` takes them, or to bytes.
+    embed: codes (k,) to (k h). logits: hidden states (p h) to (p c), over codes and nothing else.
+    model: class of transformers that loads `lm`.
+    not_text: ids (k,) that a text must not contain; without `writes` there is no head for words.
+    guidance: that images are drawn with by default. tokenizer: paths of the parts that make codes.
+    preview: grid of the smaller version that is drawn before an image. positions: (3 k) of each
+        code on three rotary axes, counted from the first code; without it, codes follow one another
+        as words do. decoder: what draws codes where `lm` cannot, given where it lies, if it
+        does, denoising steps and precision; `to_pixels` finds it at `lm`'s `DECODER`.
     """
 
     language_model: str
@@ -51,12 +98,31 @@ class Family:
     grid: Callable[[Any, Any, tuple[int, int] | None], Grid]
     opening: Callable[[Any, Grid], str]
     row_end: Callable[[Any], int | None]
-    unconditional: Callable[[Any, Sequence[int], Sequence[int]], list[int]]
+    unconditional: Callable[[Any, Sequence[int], Sequence[int]], list[int]] | None
     to_codes: Callable[[Any, Tensor], Tensor]
-    to_pixels: Callable[[Any, Tensor], Tensor]
+    to_pixels: Callable[[Any, Tensor, Sequence[str]], Tensor]
     embed: Callable[[Any, Tensor], Tensor]
     logits: Callable[[Any, Tensor], Tensor]
     not_text: Callable[[Any], Tensor | None]
+    model: Any = AutoModelForImageTextToText
+    writes: bool = True
+    guidance: float = 5.0
+    tokenizer: tuple[str, ...] = ("model.vqmodel",)
+    preview: Callable[[Grid], Grid] | None = None
+    positions: Callable[[Layout], Tensor] | None = None
+    decoder: Callable[[str | None, int, torch.dtype], Any] | None = None
+
+    def check_guidance(self, guidance: float) -> None:
+        """Raises UserError for guidance of a model that was not trained without prompts."""
+        if guidance != 1 and self.unconditional is None:
+            raise UserError(
+                f"guidance is {guidance}, but this model was never trained without prompts",
+                hint="guidance 1, which is none",
+            )
+
+
+DECODER = "image_decoder"
+"""Attribute of the model that holds its family's `decoder`."""
 
 
 def fixed_grid(side: int, stride: int, asked: tuple[int, int] | None) -> Grid:
@@ -67,6 +133,16 @@ def fixed_grid(side: int, stride: int, asked: tuple[int, int] | None) -> Grid:
             hint="leave resolution out",
         )
     return Grid(side // stride, side // stride, stride)
+
+
+def cut_grid(height: int, width: int, stride: int) -> Grid:
+    """The grid of a model that draws images of any size. Raises UserError for broken codes."""
+    if height % stride or width % stride:
+        raise UserError(
+            f"an image of {height} x {width} pixels cannot be cut into codes of {stride}",
+            hint=f"a resolution in multiples of {stride}",
+        )
+    return Grid(height // stride, width // stride, stride)
 
 
 def bare_prompt(tokenizer: Any, prompt: Sequence[int], opening: Sequence[int]) -> list[int]:

@@ -35,7 +35,7 @@ def _to_codes(lm: Any, images: Tensor) -> Tensor:
     return (latents @ codebook.T).argmax(-1)
 
 
-def _to_pixels(lm: Any, codes: Tensor) -> Tensor:
+def _to_pixels(lm: Any, codes: Tensor, prompts: Sequence[str]) -> Tensor:
     images: Tensor = lm.model.vqmodel.decode(codes.flatten(1))
     return images
 

@@ -10,19 +10,20 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, JanusVQVAE
+from transformers import AutoConfig, AutoProcessor
 
 from mmalign.adapters.autoregressive import shares_prompts
 from mmalign.adapters.image_tokens.adapter import ImageTokenAdapter
-from mmalign.adapters.image_tokens.chameleon import DECODER
-from mmalign.adapters.image_tokens.collate import ImageTokenCollator, Layout, PlanRole
+from mmalign.adapters.image_tokens.collate import ImageTokenCollator, PlanRole
 from mmalign.adapters.image_tokens.families import FAMILIES
-from mmalign.adapters.image_tokens.family import Family
+from mmalign.adapters.image_tokens.family import DECODER, Family, Layout
 from mmalign.adapters.image_tokens.pictures import Pixels
 from mmalign.adapters.lora import Lora, add_lora, load_lora
 from mmalign.adapters.text.loading import PRECISIONS, unavailable
 from mmalign.errors import UserError
 from mmalign.reference import weights_digest
+
+_PART = "vision_language_encoder"
 
 
 def load_image_tokens(
@@ -36,10 +37,11 @@ def load_image_tokens(
     plan: PlanRole = "score",
     guidance: float = 1.0,
     decoder: str | Path | None = None,
+    decoder_steps: int = 50,
     max_length: int | None = None,
     gradient_checkpointing: bool = False,
 ) -> ImageTokenAdapter:
-    """Load Janus, Janus-Pro, Emu3 or Chameleon with its processor. No remote code.
+    """Load Janus, Janus-Pro, Emu3, Chameleon or GLM-Image with its processor. No remote code.
 
     Args:
         model: Hub id or folder.
@@ -55,7 +57,9 @@ def load_image_tokens(
             was drawn from.
         guidance: Of the log-probabilities: other than 1, they are those of logits u + guidance
             (c - u), with gradient through both, at twice the cost.
-        decoder: Folder of a JanusVQVAE that decodes the codes of a Chameleon.
+        decoder: What draws codes where the model's folder has nothing that does: a JanusVQVAE for a
+            Chameleon, a pipeline of diffusers for a GLM-Image without its own.
+        decoder_steps: Denoising steps of a GLM-Image's decoder.
         max_length: Tokens that prompt and response may have; what the positions allow by default.
 
     Raises:
@@ -72,9 +76,14 @@ def load_image_tokens(
     source = str(path.resolve()) if path.is_dir() else str(model)
     frozen = adapter is not None or lora is not None
     dtype = PRECISIONS[precision]
-    lm, processor, family, dropouts = _loaded(source, dtype if frozen else torch.float32)
-    if decoder is not None:
-        lm.add_module(DECODER, _decoder(decoder, family))
+    lm, processor, family, dropouts, pipeline = _loaded(source, dtype if frozen else torch.float32)
+    family.check_guidance(guidance)
+    if family.decoder is not None:
+        drawer = family.decoder(pipeline if decoder is None else str(decoder), decoder_steps, dtype)
+        if drawer is not None:
+            setattr(lm, DECODER, drawer)
+    elif decoder is not None:
+        raise UserError("this model decodes its images itself", hint="leave decoder out")
     for part in family.frozen:
         if hasattr(lm, part.split(".")[0]):
             lm.get_submodule(part).float().requires_grad_(False)
@@ -95,7 +104,8 @@ def load_image_tokens(
         first_code=lm.config.get_text_config().vocab_size,
         codes=family.codes(lm),
         row_end=family.row_end(lm),
-        codec=weights_digest(lm.model.vqmodel)[:32],
+        codec=_codec(lm, family),
+        preview=family.preview(grid) if family.preview else None,
     )
     if max_length is None:
         max_length = lm.config.get_text_config().max_position_embeddings
@@ -109,26 +119,46 @@ def load_image_tokens(
 
 def _loaded(
     source: str, dtype: torch.dtype
-) -> tuple[Any, Any, Family, dict[str, dict[str, float]]]:
-    """Model without dropout, processor, family, and the dropout that the model was published with.
+) -> tuple[Any, Any, Family, dict[str, dict[str, float]], str | None]:
+    """Model without dropout, processor, family, the dropout that the model was published with, and
+    the pipeline that it is a part of, if any.
 
     Policy and reference must agree, and a reference is computed without dropout.
     """
     try:
-        config = AutoConfig.from_pretrained(source)
+        config, part = _config(source)
         if config.model_type not in FAMILIES:
             raise UserError(
                 f"{source} is a {config.model_type!r} model, which does not draw token by token",
                 hint=f"there are {', '.join(FAMILIES)}; diffusion models: mmalign align-diffusion",
             )
+        family = FAMILIES[config.model_type]
         dropouts = _silenced(config)
-        lm = AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(source)
+        lm = family.model.from_pretrained(source, subfolder=part, config=config, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(source, subfolder=part and "processor")
     except UserError:
         raise
     except (OSError, HfHubHTTPError, ValueError) as error:
         raise unavailable("image generator", source, error) from error
-    return lm, processor, FAMILIES[config.model_type], dropouts
+    return lm, processor, family, dropouts, source if part else None
+
+
+def _config(source: str) -> tuple[Any, str]:
+    """The configuration, and the subfolder it lies in: GLM-Image is published as a part of a
+    pipeline of diffusers."""
+    try:
+        return AutoConfig.from_pretrained(source), ""
+    except (OSError, ValueError) as error:
+        try:
+            return AutoConfig.from_pretrained(source, subfolder=_PART), _PART
+        except (OSError, ValueError):
+            raise error from None
+
+
+def _codec(lm: Any, family: Family) -> str:
+    """Digest of the image tokenizer."""
+    parts = [weights_digest(lm.get_submodule(part)) for part in family.tokenizer]
+    return "".join(digest[: 32 // len(parts)] for digest in parts)
 
 
 def _silenced(config: Any) -> dict[str, dict[str, float]]:
@@ -161,12 +191,3 @@ def _on_decoder(lora: Lora, lm: Any, family: Family) -> Lora:
         if isinstance(module, nn.Linear) and not name.startswith(frozen)
     ]
     return replace(lora, targets=tuple(names))
-
-
-def _decoder(folder: str | Path, family: Family) -> JanusVQVAE:
-    if DECODER not in family.frozen:
-        raise UserError("this model decodes its images itself", hint="leave decoder out")
-    try:
-        return JanusVQVAE.from_pretrained(folder, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise unavailable("JanusVQVAE", str(folder), error) from error

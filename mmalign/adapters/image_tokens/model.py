@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.adapters.autoregressive import hidden_states
-from mmalign.adapters.image_tokens.family import Family
+from mmalign.adapters.image_tokens.family import Family, Layout
 from mmalign.adapters.packing import segment_inputs
 from mmalign.adapters.protocol import Inputs
 
@@ -27,14 +28,38 @@ def embedded(lm: Any, family: Family, first_code: int, ids: Tensor) -> Tensor:
     return torch.where(is_code[..., None], codes.to(words.dtype), words)
 
 
+def placed(
+    on_grids: Tensor, ids: Tensor, positions: Tensor, first_code: int, begins: Tensor | None = None
+) -> Tensor:
+    """(3 r s) rotary positions of ids (r s): words are where `positions` (r s) says, on all axes.
+
+    on_grids: (3 k) where an image's codes are, counted from the first one. begins: (r) the first
+    one's position in each row; where it is not given, the image begins behind the last word.
+    """
+    is_code = ids >= first_code
+    if begins is None:
+        places = torch.arange(ids.shape[-1], device=ids.device)
+        last_word = torch.where(is_code, 0, places).cummax(-1).values
+        begin = positions.gather(-1, last_word) + 1
+    else:
+        begin = begins[:, None]
+    number = (positions - begin).clamp(0, on_grids.shape[-1] - 1)
+    return torch.where(is_code, begin + on_grids.to(ids.device)[:, number], positions)
+
+
 def predicting_states(
-    model: nn.Module, lm: Any, family: Family, first_code: int, inputs: Inputs
+    model: nn.Module, lm: Any, family: Family, layout: Layout, inputs: Inputs
 ) -> Tensor:
     """(p h) hidden states that predict the targets of `collate.laid_out`."""
     call = dict(inputs["call"])
+    ids = call["input_ids"]
+    if family.positions is not None:
+        in_a_row = torch.arange(ids.shape[-1], device=ids.device).expand(ids.shape)
+        positions = call.get("position_ids", in_a_row)
+        call["position_ids"] = placed(family.positions(layout), ids, positions, layout.first_code)
     if inputs["groups"] is not None:
         call |= segment_inputs(**call, groups=inputs["groups"])
-    embeddings = embedded(lm, family, first_code, call.pop("input_ids"))
+    embeddings = embedded(lm, family, layout.first_code, call.pop("input_ids"))
     states = hidden_states(model, inputs_embeds=embeddings, **call)
     return states.flatten(0, 1).index_select(0, inputs["predictors"])
 
@@ -73,7 +98,7 @@ class Speaker:
 
     lm: Any
     family: Family
-    first_code: int
+    layout: Layout
     says: Literal["codes", "text"]
 
     @property
@@ -89,10 +114,26 @@ class Speaker:
         """The decoder's own, whose arguments are passed on to it."""
         return self.lm.get_submodule(self.family.language_model).forward
 
-    def __call__(self, input_ids: Tensor, logits_to_keep: int = 1, **call: Any) -> Any:
+    @cached_property
+    def on_grids(self) -> Tensor | None:
+        positions = self.family.positions
+        return None if positions is None else positions(self.layout).to(self.device)
+
+    def __call__(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        begins: Tensor | None = None,
+        logits_to_keep: int = 1,
+        **call: Any,
+    ) -> Any:
+        """begins: (r) position of each row's first code, where the row shows codes only."""
+        first = self.layout.first_code
         language_model = self.lm.get_submodule(self.family.language_model)
-        embeddings = embedded(self.lm, self.family, self.first_code, input_ids)
-        out = language_model(inputs_embeds=embeddings, **call)
+        embeddings = embedded(self.lm, self.family, first, input_ids)
+        if self.on_grids is not None:
+            position_ids = placed(self.on_grids, input_ids, position_ids, first, begins)
+        out = language_model(inputs_embeds=embeddings, position_ids=position_ids, **call)
         last = out.last_hidden_state[:, -logits_to_keep:].flatten(0, 1)
         tail = (
             code_tail(self.lm, self.family, 1)

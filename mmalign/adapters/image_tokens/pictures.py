@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -61,11 +63,12 @@ class Pixels:
         return self.mean, self.std
 
 
-def picture(pixels: Tensor, codes: Tensor, codec: str) -> Media:
-    """A PNG of pixels (3 height width) uint8 drawn from codes (rows columns)."""
-    packed = base64.b64encode(codes.cpu().numpy().astype("<u4").tobytes()).decode()
+def picture(pixels: Tensor, codes: Sequence[Sequence[int]], codec: str) -> Media:
+    """A PNG of pixels (3 height width) uint8 drawn from codes, row by row."""
+    packed = base64.b64encode(np.array(list(chain(*codes)), dtype="<u4").tobytes()).decode()
     info = PngInfo()
-    info.add_text(CHUNK, json.dumps({"codec": codec, "shape": list(codes.shape), "codes": packed}))
+    widths = list(map(len, codes))
+    info.add_text(CHUNK, json.dumps({"codec": codec, "widths": widths, "codes": packed}))
     buffer = io.BytesIO()
     image = Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
     image.save(buffer, "PNG", pnginfo=info, compress_level=1)
@@ -84,9 +87,8 @@ def codes_in(media: Media, codec: str) -> list[list[int]] | None:
     found = json.loads(written)
     if found["codec"] != codec:
         return None
-    codes = np.frombuffer(base64.b64decode(found["codes"]), dtype="<u4").reshape(found["shape"])
-    rows: list[list[int]] = codes.tolist()
-    return rows
+    codes = np.frombuffer(base64.b64decode(found["codes"]), dtype="<u4")
+    return [row.tolist() for row in np.split(codes, np.cumsum(found["widths"])[:-1])]
 
 
 def fitted(media: Media, height: int, width: int) -> Tensor:

@@ -71,7 +71,7 @@ def best_of(
     merge: fold the LoRA into the weights meanwhile.
     Raises ValueError for assessments out of order or without `potential`.
     """
-    grid = adapter.collator.layout.grid
+    layout, grid = adapter.collator.layout, adapter.collator.layout.grid
     _check(assessments, potential, grid.rows)
     if len(seeds) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts but seeds for {len(seeds)}")
@@ -93,12 +93,14 @@ def best_of(
     with adapter.drawing(merge=merge):
         for each in assessments:
             assert potential is not None  # checked above
-            cost += draw(each.rows * grid.columns)
-            parts = _upper_parts(adapter, going, each.rows)
+            cost += draw(layout.count - (grid.rows - each.rows) * grid.columns)
+            parts = _upper_parts(adapter, prompts, going, each.rows)
             hopes = [potential(one.prompt, part) for one, part in zip(going, parts, strict=True)]
             going = _most(going, hopes, each.keep)
-        cost += draw(grid.rows * grid.columns)
-        pictures = adapter.pictures([one.codes for one in going])
+        cost += draw(layout.count)
+        pictures = adapter.pictures(
+            [one.codes for one in going], [prompts[one.prompt] for one in going]
+        )
     samples = [
         Sample(prompts[one.prompt], (picture,))
         for one, picture in zip(going, pictures, strict=True)
@@ -133,12 +135,18 @@ def _most(going: Sequence[_Begun], values: Sequence[float], keep: int) -> list[_
     return kept
 
 
-def _upper_parts(adapter: ImageTokenAdapter, going: Sequence[_Begun], rows: int) -> list[Media]:
+def _upper_parts(
+    adapter: ImageTokenAdapter,
+    prompts: Sequence[tuple[Message, ...]],
+    going: Sequence[_Begun],
+    rows: int,
+) -> list[Media]:
     """What the first rows of codes show. The tokenizer decodes whole pictures: below, every column
     goes on as it stands, and that part is cut off."""
     grid = adapter.collator.layout.grid
     whole = [one.codes + one.codes[-grid.columns :] * (grid.rows - rows) for one in going]
-    return [_cut(media, rows * grid.stride) for media in adapter.pictures(whole)]
+    pictures = adapter.pictures(whole, [prompts[one.prompt] for one in going])
+    return [_cut(media, rows * grid.stride) for media in pictures]
 
 
 def _cut(media: Media, height: int) -> Media:
