@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mmalign.adapters.loading import Modality
 from mmalign.data.errors import FieldError
 from mmalign.data.reports import SEEING, Sentence, corrected, generated
 from mmalign.data_builders.command import as_command
 from mmalign.data_builders.engine import Refused
 from mmalign.data_builders.expert import OptionalJudge, open_expert
 from mmalign.data_builders.records import QUESTION, Record, asked_about
-from mmalign.data_builders.sampling import Modality, SampledModel, Sampling, cache_in, draw, load
+from mmalign.data_builders.sampling import SampledModel, Sampling, cache_in, draw, load
 from mmalign.errors import BadSample
 from mmalign.records import Message, Preference, Provenance, Sample, Text, pair, text_of
 from mmalign.rewards.judge import json_in

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mmalign.adapters.loading import Modality, load_adapter
 from mmalign.data.cache import Cache, key_of
 from mmalign.errors import UserError
 from mmalign.records import Media, Message, Part, Sample, Text
 from mmalign.rewards.loading import identity
 
-Modality = Literal["text", "vlm", "image", "video", "image-tokens"]
 Prompt = tuple[Message, ...]
 
 
@@ -118,43 +118,7 @@ def draw(
 @functools.lru_cache(maxsize=1)
 def load(model: SampledModel) -> Sampler:
     """The model, loaded once in this process."""
-    options: dict[str, Any] = {"adapter": model.lora, "precision": model.precision}
-    if model.lora is None and model.precision != "float32":
-        options["lora"] = {"r": 1}  # freezes the weights in that precision; at first it adds 0
-    return LOADERS[model.modality](model.model, options)
-
-
-def _text(model: str, options: dict[str, Any]) -> Sampler:
-    from mmalign.adapters.text import load_text
-
-    return load_text(model, **options)
-
-
-def _vision_language(model: str, options: dict[str, Any]) -> Sampler:
-    from mmalign.adapters.vision_language import load_vision_language
-
-    return load_vision_language(model, **options)
-
-
-def _diffusion(model: str, options: dict[str, Any]) -> Sampler:
-    from mmalign.adapters.diffusion import load_diffusion
-
-    return load_diffusion(model, **options)
-
-
-def _image_tokens(model: str, options: dict[str, Any]) -> Sampler:
-    from mmalign.adapters.image_tokens import load_image_tokens
-
-    return load_image_tokens(model, **options)
-
-
-LOADERS: dict[str, Callable[[str, dict[str, Any]], Sampler]] = {
-    "image": _diffusion,
-    "image-tokens": _image_tokens,
-    "text": _text,
-    "video": _diffusion,
-    "vlm": _vision_language,
-}
+    return load_adapter(model.modality, model.model, adapter=model.lora, precision=model.precision)
 
 
 def _written(parts: tuple[Part, ...]) -> list[list[str]]:

@@ -46,18 +46,18 @@ def test_options_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_commands_run(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = [MODELS.get(word, word) for word in shlex.split(line)[1:]]
-    for flag, value in QUICK.items():
+    model, quick = words[words.index("--model") + 1], QUICK
+    if model == "glm_image":
+        monkeypatch.setattr(glm_image, "PREVIEW", 2)
+        quick = QUICK | {"--resolution": "64", "--sample-plan": "0", "--decoder-steps": "2"}
+        save_pipeline(Path(model))
+    else:
+        save_image_model(Path(model), model)
+    for flag, value in quick.items():
         if flag in words:
             words[words.index(flag) + 1] = value
         else:
             words += [flag, value]
-    model = words[words.index("--model") + 1]
-    if model == "glm_image":
-        monkeypatch.setattr(glm_image, "PREVIEW", 2)
-        words += ["--resolution", "64", "--sample-plan", "0", "--decoder-steps", "2"]
-        save_pipeline(Path(model))
-    else:
-        save_image_model(Path(model), model)
     noise = np.random.default_rng(0).integers(0, 255, (8, 8, 8, 3), dtype=np.uint8)
     prompts = [(Message("user", (Text(f"the dog {number}"),)),) for number in range(4)]
     write_store(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mmalign.adapters.protocol import Adapter
+if TYPE_CHECKING:  # torch
+    from mmalign.adapters.protocol import Adapter
 
 Modality = Literal["text", "vlm", "image", "video", "image-tokens"]
 """What a model makes: text, text about images (vlm), images or videos by denoising, or images token

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mmalign.adapters.loading import Modality
 from mmalign.data.opening import open_dataset, parse_columns
 from mmalign.errors import UserError
 from mmalign.records import Preference
-
-Modality = Literal["auto", "text", "vision-language", "diffusion", "image-tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +19,18 @@ class ScoredModel:
         model: Hub id or folder of the model.
         adapter: Folder of a LoRA on the model; the reference is then the model without it.
         reference: The model before alignment, where it is not the one without its adapter.
-        modality: What kind of model it is; auto takes a language model, with eyes where the
-            prompts hold images.
-        precision: Arithmetic of the model.
+        modality: What it makes: text, vlm (text about images), image or video (denoisers), or
+            image-tokens; auto is text, or vlm where the prompts hold images.
+        precision: Arithmetic and weights.
+        draws: Timesteps and noises that a denoiser's likelihoods are averaged over.
     """
 
     model: str
     adapter: str | None = None
     reference: str | None = None
-    modality: Modality = "auto"
+    modality: Modality | Literal["auto"] = "auto"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    draws: int = 10
 
 
 @dataclass(frozen=True, kw_only=True)

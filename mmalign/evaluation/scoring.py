@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from markupsafe import Markup
 from torch import Tensor
 
 from mmalign.adapters.autoregressive import evaluating
+from mmalign.adapters.loading import Modality, load_adapter
 from mmalign.errors import BadSample, UserError
 from mmalign.evaluation.credit import credit_section
-from mmalign.evaluation.pairs import Modality, PairOptions, ScoredModel
+from mmalign.evaluation.pairs import PairOptions, ScoredModel
 from mmalign.objectives import LogProbs
 from mmalign.records import Media, Preference, Sample
 from mmalign.reference import FrozenCopy, Reference
@@ -48,21 +48,11 @@ class Pairs:
         return not bool(self.chosen.reference.isnan().any())
 
 
-LOADERS = {
-    "text": "mmalign.adapters.text:load_text",
-    "vision-language": "mmalign.adapters.vision_language:load_vision_language",
-    "diffusion": "mmalign.adapters.diffusion:load_diffusion",
-    "image-tokens": "mmalign.adapters.image_tokens:load_image_tokens",
-}
-"""By modality, what loads a model."""
-
-
-def load(name: str, adapter: str | None, *, kind: Modality, precision: str) -> Any:
-    """A model's adapter, perhaps with a LoRA in it."""
+def load(models: ScoredModel, name: str, adapter: str | None, *, kind: Modality) -> Any:
+    """The adapter of one of the models that are compared, perhaps with a LoRA in it."""
     console.print(f"loading {name}{f' with {adapter}' if adapter else ''}")
-    module, function = LOADERS[kind].split(":")
-    loader = getattr(importlib.import_module(module), function)
-    return loader(name, adapter=adapter, precision=precision)
+    options = {"draws": models.draws} if kind in ("image", "video") else {}
+    return load_adapter(kind, name, adapter=adapter, precision=models.precision, **options)
 
 
 def kind_of(models: ScoredModel, data: Sequence[Preference]) -> Modality:
@@ -73,10 +63,10 @@ def kind_of(models: ScoredModel, data: Sequence[Preference]) -> Modality:
     if any(isinstance(part, Media) for part in sample.response):
         raise UserError(
             "the responses are images or videos, which models of several kinds make",
-            hint="say --modality diffusion or --modality image-tokens",
+            hint="say --modality image or video (denoisers), or image-tokens",
         )
     seen = any(isinstance(part, Media) for message in sample.prompt for part in message.parts)
-    return "vision-language" if seen else "text"
+    return "vlm" if seen else "text"
 
 
 class Judges:
@@ -84,10 +74,9 @@ class Judges:
 
     def __init__(self, models: ScoredModel, data: Sequence[Preference]) -> None:
         self.kind = kind_of(models, data)
-        options: dict[str, Any] = {"kind": self.kind, "precision": models.precision}
-        self.policy = load(models.model, models.adapter, **options)
+        self.policy = load(models, models.model, models.adapter, kind=self.kind)
         before = models.reference or (models.model if models.adapter else None)
-        self.reference = None if before is None else load(before, None, **options)
+        self.reference = None if before is None else load(models, before, None, kind=self.kind)
         if self.reference is None:
             return
         self.reference.policy.eval()
@@ -102,7 +91,7 @@ class Judges:
         """A report's section of per-token rewards, where responses are words and there is a
         reference."""
         reference = self.reference
-        if reference is None or self.kind not in ("text", "vision-language"):
+        if reference is None or self.kind not in ("text", "vlm"):
             return []
         return credit_section(self.policy, FrozenCopy(reference, reference.policy), data)
 

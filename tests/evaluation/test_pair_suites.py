@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_diffusion
+import tiny_pipelines
 import torch
 from peft import PeftModel
+from tiny_image_models import save_image_model
 from tiny_models import save_model
 from tiny_vision_language import picture, save_family
 from transformers import AutoModelForCausalLM
 
 from mmalign import cli
+from mmalign.adapters.autoregressive import evaluating
+from mmalign.adapters.loading import Modality, load_adapter
 from mmalign.adapters.text import load_text
 from mmalign.adapters.vision_language import load_vision_language
 from mmalign.data.store import write_store
@@ -25,6 +30,7 @@ from mmalign.reference import FrozenCopy
 from mmalign.report.credit import credit
 from mmalign.training.align import align
 from mmalign.training.options import TrainingOptions
+from mmalign.training.seeds import derive
 
 COLOURS = ("red", "green", "blue", "brown", "lazy", "quick")
 
@@ -271,3 +277,69 @@ def test_images_that_do_not_matter_are_named(tmp_path: Path, blind: bool) -> Non
     assert found["with the image"] == 1
     assert (found["without it"] == 1) if blind else (found["without it"] < 0.7)
     assert ("Images do not matter" in page()) == blind
+
+
+# ---- models that make images
+
+
+def drawn_from(seed: int) -> Preference:
+    return pair(
+        *(tiny_diffusion.sample("a red cat", tiny_diffusion.picture(seed + i)) for i in (0, 1))
+    )
+
+
+DRAWN = [drawn_from(seed) for seed in (0, 10, 20)]
+
+
+@pytest.fixture(params=["image", "image-tokens"])
+def maker(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Modality, Any, list[str]]:
+    """A modality, an adapter whose LoRA was shaken, and the options that name it and the pairs."""
+    modality: Modality = request.param
+    folder = tmp_path / "model"
+    if modality == "image":
+        tiny_pipelines.tiny("stable_diffusion").save_pretrained(folder)
+    else:
+        save_image_model(folder, "janus")
+    fresh = load_adapter(modality, str(folder), lora={"r": 2})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in fresh.policy.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.2)
+    fresh.save(tmp_path / "lora")
+    write_store(DRAWN, tmp_path / "pairs")
+    options = {"modality": modality, "model": folder, "adapter": tmp_path / "lora",
+               "data": tmp_path / "pairs"}  # fmt: skip
+    return modality, fresh, [f"--{name}={value}" for name, value in options.items()]
+
+
+def test_images_are_ranked_by_likelihood(maker: tuple[Modality, Any, list[str]]) -> None:
+    modality, adapter, options = maker
+    if modality == "image":
+        adapter = load_adapter(modality, "model", adapter="lora", draws=10)
+    seeds = [derive(0, "pair", number) for number in range(3) for _ in range(2)]
+    with torch.no_grad(), evaluating(adapter.policy):
+        inputs = adapter.encode(adapter.collate([c for p in DRAWN for c in p.candidates], seeds))
+        policy = adapter.log_probs(adapter.policy, inputs).log_probs.view(3, 2).double()
+        with adapter.reference_mode():
+            before = adapter.log_probs(adapter.policy, inputs).log_probs.view(3, 2).double()
+    ranked = evaluate("ranking", *options)
+    for stage, scores in (("before", before), ("model", policy)):
+        right = (scores[:, 0] > scores[:, 1]).double().mean().item()
+        assert values(ranked, stage)["ranking accuracy"] == pytest.approx(right)
+    moved = values(evaluate("likelihood", *options), "change")
+    chosen, rejected = (policy - before).mean(0).tolist()
+    assert moved["chosen"] == pytest.approx(chosen, rel=1e-4)
+    assert moved["rejected"] == pytest.approx(rejected, rel=1e-4)
+
+
+def test_who_makes_images_must_be_said(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_store(DRAWN, tmp_path / "pairs")
+    given = ["--model", str(model), "--data", str(tmp_path / "pairs")]
+    assert cli.main(["evaluate", "ranking", *given]) == 2
+    assert "--modality image or video" in capsys.readouterr().err
+    looked = [*given, "--checkpoints", str(model), "--modality", "image-tokens"]
+    assert cli.main(["evaluate", "overoptimisation", *looked]) == 2
+    assert "does not answer in words" in capsys.readouterr().err

@@ -54,9 +54,9 @@ def image_ablation(
 
     began = time.perf_counter()
     data = read_pairs(pairs)
-    if model.modality not in ("auto", "vision-language"):
+    if model.modality not in ("auto", "vlm"):
         raise UserError("images can be taken away from the prompts of vision-language models only")
-    judges = Judges(replace(model, modality="vision-language"), data)
+    judges = Judges(replace(model, modality="vlm"), data)
     seen = judges.score(data, pairs)
     unseen = judges.score(without_images(seen.preferences, without, seed=pairs.seed), pairs)
     by = "reward" if seen.compared else "likelihood"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from mmalign.evaluation.intervals import Estimate, Interval, mean
 from mmalign.evaluation.pairs import PairOptions, ScoredModel, read_pairs
@@ -68,22 +67,22 @@ def overoptimisation(
             "checkpoints are compared with --model itself",
             hint="name adapters among --checkpoints, in the order of training",
         )
-    if model.modality == "diffusion":
-        raise UserError("denoisers have no next-token distributions to look at")
     began = time.perf_counter()
     data = read_pairs(pairs)
     prompts = [one.chosen.prompt for one in data]
-    options: dict[str, Any] = {"kind": kind_of(model, data), "precision": model.precision}
-    base = load(model.model, None, **options)
+    kind = kind_of(model, data)
+    if kind not in ("text", "vlm"):
+        raise UserError(f"a model of modality {kind} does not answer in words, which is looked at")
+    base = load(model, model.model, None, kind=kind)
     before = FrozenCopy(base, base.policy)
     found: list[Outputs] = []
     for name in ["", *checkpoints]:
         if not name:
             policy = base
         elif (Path(name) / "adapter_config.json").exists():
-            policy = load(model.model, name, **options)
+            policy = load(model, model.model, name, kind=kind)
         else:
-            policy = load(name, None, **options)
+            policy = load(model, name, None, kind=kind)
         look = look_at(
             policy, before, prompts, seed=pairs.seed, max_new_tokens=max_new_tokens,
             temperature=temperature,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mmalign.adapters.loading import Modality
+from mmalign.adapters.loading import Modality, load_adapter
 from mmalign.adapters.protocol import Adapter
 from mmalign.data.errors import Quarantine
 from mmalign.data.opening import open_dataset, parse_columns
@@ -111,7 +111,9 @@ def preference_accuracy(
         "before": (baseline, None),
         "after": (model.model, model.adapter),
     }.items():
-        policy = _load(model, name, adapter, options)
+        policy = load_adapter(
+            model.modality, name, adapter=adapter, precision=model.precision, **options
+        )
         plan = Plan(policy.collate, policy.size, Needs(), 32, budget=micro_batch, seed=seed)
         if stage == "before":
             refused = unusable(usable, plan)
@@ -138,12 +140,6 @@ def preference_accuracy(
 
 def _first(refused: Sequence[Refused]) -> str:
     return refused[0].reason if refused else "it holds none"
-
-
-def _load(model: ComparedModel, name: str, adapter: str | None, options: dict[str, Any]) -> Adapter:
-    from mmalign.adapters.loading import load_adapter
-
-    return load_adapter(model.modality, name, adapter=adapter, precision=model.precision, **options)
 
 
 def log_probs(
