@@ -10,10 +10,10 @@ has a say by how many pairs it orders rightly. Axes: n pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from mmalign.rewards.table import reward as load_reward
 Floats = NDArray[np.float64]
 NAME = "difficulty"
 """The number that da_dpo() reads."""
+CHUNK = 256
 
 
 def weights(gaps: Mapping[str, Floats]) -> tuple[Floats, dict[str, float]]:
@@ -87,61 +88,80 @@ def build(
     spec = None if reward in (None, "none") else reward
     if model is None and spec is None:
         raise UserError("nothing judges the pairs", hint="give --model, --reward or both")
-    usable = {row: one for row, one in enumerate(preferences) if len(one.candidates) > 1}
-    refused = {
-        row: "a thumb up or down has nothing to be told apart from"
-        for row in range(len(preferences))
-        if row not in usable
-    }
-    gaps: dict[str, dict[int, float]] = {}
+    judges: list[Judge] = []
     if model is not None:
         who = SampledModel(model=model, modality="vlm", lora=lora, precision=precision)
-        gaps[who.name], bad = _likelier(load(who), usable, micro_batch)
-        refused |= bad
+        judges.append(_by_likelihood(load(who), who.name, micro_batch))
     if spec is not None:
-        judge = load_reward(spec, cache=cache_in(cache))
-        gaps[judge.name], bad = _ahead(judge, usable)
-        refused |= bad
+        judges.append(_by_reward(load_reward(spec, cache=cache_in(cache))))
+    gaps: dict[str, dict[int, float]] = {name: {} for name, _ in judges}
+    refused: dict[int, str] = {}
+    for start in range(0, len(preferences), CHUNK):  # whose images are in memory at once
+        some: dict[int, Preference] = {}
+        for row in range(start, min(start + CHUNK, len(preferences))):
+            if len((one := preferences[row]).candidates) > 1:
+                some[row] = one
+            else:
+                refused[row] = "a thumb up or down has nothing to be told apart from"
+        for name, ahead in judges:
+            found, bad = ahead(some)
+            gaps[name] |= found
+            refused |= bad
     for row, reason in sorted(refused.items()):
         yield RecordError("preferences", row, "candidates", reason)
-    rows = [row for row in usable if row not in refused]
-    found = {name: np.array([gap[row] for row in rows]) for name, gap in gaps.items()}
-    u, say = weights(found)
+    rows = [row for row in range(len(preferences)) if row not in refused]
+    kept = {name: np.array([gap[row] for row in rows]) for name, gap in gaps.items()}
+    u, say = weights(kept)
     for place, row in enumerate(rows):
-        own = {name: float(gap[place]) for name, gap in found.items()}
-        noted = usable[row].derived("difficulty", gaps=own, say=say)
+        own = {name: float(gap[place]) for name, gap in kept.items()}
+        noted = preferences[row].derived("difficulty", gaps=own, say=say)
         yield replace(noted, aux={**noted.aux, NAME: float(u[place])})
 
 
 Gaps = tuple[dict[int, float], dict[int, str]]
 """By row: how far the chosen answer is ahead; and why a row cannot be judged."""
+Judge = tuple[str, Callable[[Mapping[int, Preference]], Gaps]]
+"""A model's name, and how far it sees the chosen answers of some rows ahead."""
 
 
-def _likelier(adapter: object, pairs: Mapping[int, Preference], micro_batch: int) -> Gaps:
-    """By the log-likelihood per token."""
-    rows = list(pairs)
-    scored = score_pairs(adapter, None, list(pairs.values()), micro_batch=micro_batch)
-    refused = {rows[int(number)]: reason for number, reason in scored.refused.items()}
-    ahead = (scored.chosen.mean_policy - scored.rejected.mean_policy).tolist()
-    judged = [row for row in rows if row not in refused]
-    return dict(zip(judged, ahead, strict=True)), refused
+def _by_likelihood(adapter: Any, name: str, micro_batch: int) -> Judge:
+    """Per token."""
+
+    def ahead(pairs: Mapping[int, Preference]) -> Gaps:
+        refused: dict[int, str] = {}
+        usable: dict[int, Preference] = {}
+        for row, one in pairs.items():
+            try:
+                adapter.size([one.chosen, one.rejected])
+                usable[row] = one
+            except BadSample as error:
+                refused[row] = str(error)
+        if not usable:
+            return {}, refused
+        scored = score_pairs(adapter, None, list(usable.values()), micro_batch=micro_batch)
+        gaps = (scored.chosen.mean_policy - scored.rejected.mean_policy).tolist()
+        return dict(zip(usable, gaps, strict=True)), refused
+
+    return name, ahead
 
 
-def _ahead(judge: Reward, pairs: Mapping[int, Preference]) -> Gaps:
-    """By a reward."""
-    ahead: dict[int, float] = {}
-    refused: dict[int, str] = {}
-    for row, one in pairs.items():
-        try:
-            first, second = judge([one.chosen, one.rejected]).tolist()
-        except BadSample as error:
-            refused[row] = str(error)
-            continue
-        if math.isnan(first - second):
-            refused[row] = "the reward gave no score"
-            continue
-        ahead[row] = first - second
-    return ahead, refused
+def _by_reward(reward: Reward) -> Judge:
+    def ahead(pairs: Mapping[int, Preference]) -> Gaps:
+        gaps: dict[int, float] = {}
+        refused: dict[int, str] = {}
+        for row, one in pairs.items():
+            try:
+                first, second = reward([one.chosen, one.rejected]).tolist()
+            except BadSample as error:
+                refused[row] = str(error)
+                continue
+            if math.isnan(first - second):
+                refused[row] = "the reward gave no score"
+            else:
+                gaps[row] = first - second
+        return gaps, refused
+
+    return reward.name, ahead
 
 
 command = as_command("difficulty", build)

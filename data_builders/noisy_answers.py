@@ -67,6 +67,9 @@ def noisy_answers(
 
 def _forced(adapter: VisionLanguageAdapter, samples: Sequence[Sample]) -> list[str]:
     """The likeliest word at every place of the answers, each after their true beginnings."""
+    if adapter.collator.processing.family.cross_attention and len(samples) > 1:
+        # whose batches come in parts, by the number of images
+        return [text for sample in samples for text in _forced(adapter, [sample])]
     with torch.no_grad(), evaluating(adapter.policy):
         inputs = adapter.encode(adapter.collate(samples, [0] * len(samples)))
         scored = adapter.log_probs(adapter.policy, inputs, {PREDICTIONS})

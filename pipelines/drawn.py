@@ -268,6 +268,7 @@ def _report(
                 JsonLines(out / "aligned" / "metrics.jsonl").rows(),
                 spec=recipe.objective,
                 data=rates(open_dataset(out / "preferences")),
+                denoiser=world.modality in ("image", "video"),
             )
         ),
         section(

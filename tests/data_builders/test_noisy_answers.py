@@ -75,6 +75,14 @@ def test_a_row_does_not_depend_on_its_batch_mates(adapter: VisionLanguageAdapter
     assert noisy_answers(adapter, [about(1)], [7], step=1) != together[:1], "noise matters"
 
 
+def test_models_with_cross_attention_are_led_through_answers_too(tmp_path: Path) -> None:
+    adapter = load_vision_language(save_family(tmp_path, "mllama"))
+    both = (Message("user", (picture(1), picture(2), Text("What is there?"))),)
+    samples = [about(1), Sample(both, (Text(ANSWER),))]
+    together = noisy_answers(adapter, samples, [7, 8])
+    assert together == [noisy_answers(adapter, [s], [7 + i])[0] for i, s in enumerate(samples)]
+
+
 def test_written_answers_are_those_to_the_noisy_prompt(adapter: VisionLanguageAdapter) -> None:
     sample = about(1)
     options = {"how": "written", "max_new_tokens": 6, "temperature": 0.0}

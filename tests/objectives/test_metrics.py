@@ -60,7 +60,10 @@ def test_the_documentation_is_current() -> None:
     assert page == markdown(), "run python -m mmalign.objectives.listing docs/objectives.md"
 
 
-def test_every_objective_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_objective_explains_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")  # so that no formula is folded
     objectives()
     printed = capsys.readouterr().out
     for name in TABLE:

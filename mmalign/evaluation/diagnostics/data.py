@@ -83,7 +83,7 @@ class Blanks:
     blank: int
 
 
-def blank_images(preferences: Sequence[Preference], *, most: int = 200) -> Blanks:
+def blank_images(preferences: Sequence[Preference], *, most: int = 100) -> Blanks:
     """Open the images of up to `most` preferences, evenly spaced. Videos, and images that cannot be
     read, are passed over."""
     looked_at = blank = 0
