@@ -157,19 +157,20 @@ def _preferences(
                 merge=True,
                 progress=lambda done, _: advance(to=done),
             )
-            write_store(made, folder)
+            found = list(made)
+        if not round(recipe.held_out * len(found)):
+            raise UserError(
+                f"captions of {recipe.pictures} pictures gave {len(found)} pairs of a better and a "
+                "worse one, which is too few",
+                hint="take another --model or --seed",
+            )
+        write_store(found, folder)
     return open_dataset(folder)
 
 
 def _apart(pairs: Preferences, recipe: Recipe) -> tuple[Preferences, Preferences]:
     """Pairs to train on, and the last ones, which are held out."""
     held_out = round(recipe.held_out * len(pairs))
-    if not held_out:
-        raise UserError(
-            f"captions of {recipe.pictures} pictures gave {len(pairs)} pairs of a better and a "
-            "worse one, which is too few",
-            hint="take another --model or --seed",
-        )
     return pairs[:-held_out], pairs[-held_out:]
 
 

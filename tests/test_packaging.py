@@ -38,6 +38,7 @@ for data in (
     "playground/tiny-janus/model.safetensors",
     "playground/tiny-llava/model.safetensors",
     "playground/tiny-filmer/transformer/diffusion_pytorch_model.safetensors",
+    "playground/tiny-llava-albums/model.safetensors",
     "playground/tiny-painter/model_index.json",
     "playground/tiny-painter/transformer/diffusion_pytorch_model.safetensors",
 ):

@@ -68,7 +68,7 @@ def smolvlm() -> Made:
         coder,
         t.SmolVLMVideoProcessor(**sizes, num_frames=4, fps=1),
         image_seq_len=4,
-        chat_template=CHAT.replace("IMAGE", "<image>"),
+        chat_template=CHAT.replace("IMAGE", "<image>").replace("VIDEO", "<video>"),
     )
     return t.SmolVLMForConditionalGeneration(config), processor
 

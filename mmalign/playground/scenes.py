@@ -76,14 +76,15 @@ class Scene:
         return Media("image", data=buffer.getvalue())
 
 
-def scenes(kind: Kind, count: int, *, seed: int | str) -> list[Scene]:
-    """`count` scenes of one kind; equal seeds give equal scenes. Repetitions happen by chance."""
+def scenes(kind: Kind, count: int, *, seed: int | str, most: int = MOST) -> list[Scene]:
+    """`count` scenes of one kind, with `most` things at most; equal seeds give equal scenes.
+    Repetitions happen by chance."""
     draw = random.Random(f"scenes {kind} {seed}")
-    return [_scene(kind, draw) for _ in range(count)]
+    return [_scene(kind, draw, most) for _ in range(count)]
 
 
-def _scene(kind: Kind, draw: random.Random) -> Scene:
-    count = draw.randint(1, MOST)
+def _scene(kind: Kind, draw: random.Random, most: int) -> Scene:
+    count = draw.randint(1, most)
     names: list[tuple[str, str]] = []
     while len(names) < count:
         colour, shape = draw.choice(list(COLOURS)), draw.choice(SHAPES)
@@ -91,7 +92,7 @@ def _scene(kind: Kind, draw: random.Random) -> Scene:
             continue
         names.append((colour, shape))
         company = kind == "together" and shape in COMPANIONS and draw.random() < COMPANY
-        if company and len(names) < MOST and (colour, COMPANIONS[shape]) not in names:
+        if company and len(names) < most and (colour, COMPANIONS[shape]) not in names:
             names.append((colour, COMPANIONS[shape]))
     draw.shuffle(names)
     cells = sorted(draw.sample(range(GRID * GRID), len(names)))

@@ -30,9 +30,10 @@ LEARNING_RATE, WEIGHT_DECAY, WARMUP = 1e-3, 0.05, 50
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture, what is asked about it, and the answer to learn."""
+    """Pictures, what is asked about them with IMAGE in the place of each, and the answer to
+    learn."""
 
-    scene: Scene
+    shown: tuple[Scene, ...]
     question: str
     answer: str
 
@@ -41,23 +42,47 @@ def train(folder: Path, *, steps: int = 900, batch_size: int = 64, seed: int = 0
     """Train from nothing, and save in half precision what it came to."""
     torch.manual_seed(derive(seed, "tiny llava"))
     made = processor()
-    model = random_model(made).train()
+    model = random_model(made)
+    batches = lessons(batch_size, seed=seed)
+    learn(model, made, batches, steps=steps, learning_rate=LEARNING_RATE, title="captions")
+    save(folder, model, made)
+
+
+def learn(
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    batches: Iterator[list[Lesson]],
+    *,
+    steps: int,
+    learning_rate: float,
+    title: str,
+    precision: torch.dtype = torch.float32,
+) -> None:
+    """Train whatever of the model's weights is not frozen, in place. precision: of the
+    arithmetic."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+        weights, learning_rate, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    with progress("captions", total=steps) as advance:
-        for step, batch in zip(range(1, steps + 1), lessons(batch_size, seed=seed), strict=False):
-            loss = answer_loss(model, made, batch)
+    model.train()
+    with progress(title, total=steps) as advance:
+        for step, batch in zip(range(1, steps + 1), batches, strict=False):
+            with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+                loss = answer_loss(model, processor, batch)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
             advance(f"loss {loss.item():.3f}", to=step)
+
+
+def save(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    """In half precision, whole or not at all."""
     with whole_folder(folder) as partial:
         model.half().save_pretrained(partial)
-        made.save_pretrained(partial)
+        processor.save_pretrained(partial)
 
 
 def _rate(step: int, steps: int) -> float:
@@ -76,8 +101,8 @@ def lessons(count: int, *, seed: int) -> Iterator[list[Lesson]]:
 
 
 def _lesson(scene: Scene, draw: random.Random) -> Lesson:
-    question = draw.choice(DESCRIBE)
-    return Lesson(scene, question, careless_caption(scene, draw, carelessness=CARELESSNESS))
+    question = IMAGE + draw.choice(DESCRIBE)
+    return Lesson((scene,), question, careless_caption(scene, draw, carelessness=CARELESSNESS))
 
 
 def answer_loss(
@@ -85,8 +110,8 @@ def answer_loss(
 ) -> Tensor:
     """Mean cross-entropy of the answers' tokens."""
     inputs = processor(
-        images=[draw_scene(lesson.scene) for lesson in batch],
-        text=[f"{USER}{IMAGE}{each.question}{ASSISTANT}{each.answer}{END}" for each in batch],
+        images=[draw_scene(scene) for lesson in batch for scene in lesson.shown],
+        text=[f"{USER}{each.question}{ASSISTANT}{each.answer}{END}" for each in batch],
         padding=True,
         return_tensors="pt",
     )

@@ -1,7 +1,8 @@
 """A LLaVA of 3.6 million weights that describes the scenes, hallucinations included.
 
 Its classes, processor and files are those of any LLaVA in transformers, and its checkpoint comes
-with mmalign. `mmalign.playground.train_vision_language` has trained it.
+with mmalign. `mmalign.playground.train_vision_language` has trained it, and
+`mmalign.playground.train_albums` another one that answers about one of several pictures.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from mmalign.playground.scenes import COLOURS, DESCRIBE, GRID, SHAPES
 
 TINY_LLAVA = Path(__file__).parent / "tiny-llava"
 """The folder of the checkpoint that comes with mmalign."""
+TINY_LLAVA_ALBUMS = Path(__file__).parent / "tiny-llava-albums"
+"""The folder of the one that answers about one of several pictures."""
 
 PIXELS, PATCH = 48, 16  # one image token for each cell of the scenes' grid
 IMAGE, USER, ASSISTANT, END, PAD = "<image>", "<|user|>", "<|assistant|>", "<|end|>", "<|pad|>"

@@ -82,10 +82,10 @@ def test_only_the_answer_counts_in_the_loss() -> None:
     made = processor()
     model = random_model(made).eval()
     batch = next(lessons(3, seed=0))
-    text = [f"{USER}{IMAGE}{each.question}{ASSISTANT}{each.answer}{END}" for each in batch]
+    text = [f"{USER}{each.question}{ASSISTANT}{each.answer}{END}" for each in batch]
     total, count = 0.0, 0
     for each, whole in zip(batch, text, strict=True):
-        inputs = made(images=draw_scene(each.scene), text=whole, return_tensors="pt")
+        inputs = made(images=draw_scene(*each.shown), text=whole, return_tensors="pt")
         log_probs = model(**inputs).logits[0, :-1].log_softmax(-1)
         answer = made.tokenizer(each.answer + END).input_ids
         told = log_probs[-len(answer) :].gather(1, torch.tensor(answer)[:, None])

@@ -88,6 +88,12 @@ FAMILIES: dict[str, Family] = {
     "Qwen2VLProcessor": Family(layouts.qwen, together="all", video="timed"),
     "Qwen2_5_VLProcessor": Family(layouts.qwen, together="all", video="timed"),
     "Qwen3VLProcessor": Family(layouts.qwen, together="all", video="captioned"),
-    "SmolVLMProcessor": Family(layouts.idefics3),
+    "SmolVLMProcessor": Family(layouts.idefics3, video="frames"),
 }
 """By processor, in which models of one kind agree: Pixtral's is that of Mistral 3, too."""
+
+NOT_HERE: dict[str, str] = {
+    "phi4_multimodal": "its published weights see images only with a LoRA of their own, and its "
+    "images are merged inside the embedding, where their features cannot be shared",
+}
+"""By model type, why a kind of models that transformers has is not among the families."""

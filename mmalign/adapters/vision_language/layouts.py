@@ -127,10 +127,12 @@ def internvl(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor
 
 
 def idefics3(processor: Any, size: Size, pixels: Mapping[str, Tensor]) -> Tensor:
-    """Tiles that cover the image, then the whole image. SmolVLM's, too."""
+    """Tiles that cover the image, then the whole image; a video's frames. SmolVLM's, too."""
     width, height = size
-    _, rows, columns = processor.image_processor.get_number_of_image_patches(height, width, {})
     grid = math.isqrt(processor.image_seq_len)
+    if FRAMES in pixels:
+        return cells(size, grid, grid).repeat(pixels["pixel_values"].shape[1], 1)
+    _, rows, columns = processor.image_processor.get_number_of_image_patches(height, width, {})
     if pixels["pixel_values"].shape[1] == 1:
         return cells(size, grid, grid)
     return _tiles(size, rows, columns, grid, whole=True)

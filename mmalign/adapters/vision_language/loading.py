@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmalign.adapters.autoregressive import causal_lm, examine
 from mmalign.adapters.lora import Lora, add_lora, load_lora
@@ -18,7 +18,7 @@ from mmalign.adapters.text.loading import PRECISIONS, template_of, unavailable, 
 from mmalign.adapters.vision_language.adapter import VisionLanguageAdapter
 from mmalign.adapters.vision_language.collate import VisionLanguageCollator
 from mmalign.adapters.vision_language.examination import examine_with_images
-from mmalign.adapters.vision_language.families import FAMILIES, Family
+from mmalign.adapters.vision_language.families import FAMILIES, NOT_HERE, Family
 from mmalign.adapters.vision_language.feature_cache import FeatureCache
 from mmalign.adapters.vision_language.features import backbone, vision_parts
 from mmalign.adapters.vision_language.processing import Processing
@@ -76,10 +76,18 @@ def load_vision_language(
     path = Path(model).expanduser()
     source = str(path.resolve()) if path.is_dir() else str(model)
     try:
+        kind = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).model_type
+        if kind in NOT_HERE:
+            raise UserError(
+                f"models of the kind {kind} cannot be aligned here: {NOT_HERE[kind]}",
+                hint="docs/vision-language-models.md lists the families that can",
+            )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
         lm, dropouts = without_dropout(
             AutoModelForImageTextToText, source, held, trust_remote_code=trust_remote_code
         )
+    except UserError:
+        raise  # it is a ValueError, and says what it has to say
     except ImportError as error:
         raise UserError(f"{source} needs a package that is not installed: {error}") from error
     except (OSError, HfHubHTTPError, ValueError) as error:

@@ -88,7 +88,9 @@ class Processing:
             self.seen_ids.add(processor.video_token_id)
         self.image_ids = frozenset({image_id} | image_token_ids(processor))
         written = processor.tokenizer.convert_ids_to_tokens(sorted(self.seen_ids))
-        self._markers = (self.placeholder, *written)
+        self._films = family.video != "images" and _shows_videos(processor)
+        filmed = (str(processor.video_token),) if self._films else ()
+        self._markers = (self.placeholder, *written, *filmed)
         self.video_frames = video_frames
         self._frames: dict[str, int] = {}  # of videos, by digest
 
@@ -159,7 +161,7 @@ class Processing:
 
     def whole(self, media: Media) -> bool:
         """Whether media are a video that is seen as such."""
-        return media.kind == "video" and self.family.video != "images"
+        return media.kind == "video" and self._films
 
     def _mark(self, media: Media) -> str:
         return str(self.processor.video_token) if self.whole(media) else self.placeholder
@@ -234,6 +236,11 @@ class Processing:
         size = (round(width * scale), round(height * scale))
         mean = getattr(settings, "image_mean", None) or (0.5, 0.5, 0.5)
         return ImageOps.pad(picture, size, color=tuple(round(255 * m) for m in mean))
+
+
+def _shows_videos(processor: Any) -> bool:
+    """Whether the chat template has a place for videos; without one they count as images."""
+    return processor.chat_template is None or processor.video_token in processor.chat_template
 
 
 def _videos(clips: Sequence[Clip]) -> dict[str, Any]:
