@@ -41,7 +41,7 @@ NO_JUDGE = OptionalJudge()
 
 
 def build(
-    preferences: Iterable[Preference],
+    preferences: Sequence[Preference],
     *,
     embed: Callable[[Sequence[str]], Floats],
     margins_of: Callable[[Sequence[Preference]], Floats] | None = None,
@@ -60,10 +60,10 @@ def build(
     """The most important preferences, in their order in the data, with their scores as notes.
 
     For embedders and rewards in memory; the command is `fifa`, which explains the other options.
-    preferences: read twice, once to be scored and once to be handed on; only numbers and the
-        different prompts are held in memory. embed: prompts to points (p d). margins_of: how far
-        the reward sees chosen ahead of rejected, (n,); by default the number "margin" that comes
-        with the data. quality_of: prompts to their quality; without it, none counts.
+    preferences: all are read once to be scored, and those that are kept once more; only numbers
+        and the different prompts are held in memory. embed: prompts to points (p d). margins_of:
+        how far the reward sees chosen ahead of rejected, (n,); by default the number "margin" that
+        comes with the data. quality_of: prompts to their quality; without it, none counts.
     notes: where rewards, embedder and rubric came from.
     Raises UserError when a preference has no margin, or nothing is left to choose from.
     """
@@ -88,17 +88,16 @@ def build(
     )
     if scores is not None:
         _write_scores(scores, may, chosen)
-    row_of = {int(may[i]): i for i in np.flatnonzero(chosen.selected)}
-    for row, preference in enumerate(preferences):
-        if (i := row_of.get(row)) is not None:
-            yield preference.derived(
-                "fifa",
-                margin=float(table.margin[row]),
-                quality=float(chosen.quality[i]),
-                diversity=float(chosen.diversity[i]),
-                importance=float(chosen.importance[i]),
-                **(notes or {}),
-            )
+    for i in np.flatnonzero(chosen.selected):
+        row = int(may[i])
+        yield preferences[row].derived(
+            "fifa",
+            margin=float(table.margin[row]),
+            quality=float(chosen.quality[i]),
+            diversity=float(chosen.diversity[i]),
+            importance=float(chosen.importance[i]),
+            **(notes or {}),
+        )
 
 
 def _scored(

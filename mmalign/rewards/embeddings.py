@@ -49,12 +49,16 @@ class Embedder:
         known = list(distinct)
         # Texts of one length make batches without padding.
         order = sorted(range(len(known)), key=lambda place: len(known[place]))
-        points: list[Any] = [None] * len(known)
+        points: Points | None = None
         for start in range(0, len(order), self.batch_size):
             some = order[start : start + self.batch_size]
-            for place, point in zip(some, self._batch([known[i] for i in some]), strict=True):
-                points[place] = point
-        return np.stack([points[distinct[text]] for text in texts])
+            batch = np.stack(self._batch([known[i] for i in some]))
+            if points is None:
+                points = np.empty((len(known), batch.shape[1]), np.float32)
+            points[some] = batch
+        if points is None:
+            raise ValueError("there are no texts to embed")
+        return points if len(known) == len(texts) else points[[distinct[text] for text in texts]]
 
     def _batch(self, texts: Sequence[str]) -> list[Points]:
         def compute(places: list[int]) -> list[str]:

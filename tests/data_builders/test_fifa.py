@@ -78,14 +78,40 @@ def test_what_changes_no_order_changes_nothing() -> None:
     assert select(moved, POINTS[order], 2).selected.tolist() == kept[order].tolist()
 
 
-def test_the_inverted_index_finds_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    centres = np.random.default_rng(0).normal(size=(40, 8)) * 4
-    points = np.repeat(centres, 50, axis=0) + np.random.default_rng(1).normal(size=(2000, 8))
-    exact = kth_distances(points, 3)
+@pytest.fixture
+def small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "EXACT_UP_TO", 100)
+    monkeypatch.setattr(neighbours, "CELL", 20)
+
+
+@pytest.mark.parametrize("dimensions", [8, 200])
+def test_the_nearest_cells_hold_nearly_all_neighbours(
+    dimensions: int, monkeypatch: pytest.MonkeyPatch, small_cells: None
+) -> None:
+    centres = np.random.default_rng(0).normal(size=(40, dimensions)) * 4
+    noise = np.random.default_rng(1).normal(size=(2000, dimensions))
+    points = np.repeat(centres, 50, axis=0) + noise
     found = kth_distances(points, 3)
-    assert (found >= exact - 1e-3).all()
-    assert np.mean(found <= exact + 1e-3) > 0.95
+    monkeypatch.setattr(neighbours, "EXACT_UP_TO", 5000)
+    exact = kth_distances(points, 3)
+    assert (found >= exact - 1e-5).all()
+    assert np.mean(found <= exact + 1e-5) > 0.95
+
+
+def test_equal_points_are_at_distance_0_and_far_ones_have_neighbours(small_cells: None) -> None:
+    alike, far = np.full((1000, 4), 1 / 3), 1e3 * np.eye(4) * np.arange(1, 5)[:, None]
+    points = np.concatenate([alike, far])
+    found = kth_distances(points, 40)
+    assert (found[:1000] == 0).all()
+    expected = [np.sort(np.linalg.norm(points - each, axis=1))[40] for each in far]
+    assert found[1000:] == pytest.approx(expected, rel=1e-6)
+
+
+def test_small_distances_are_not_lost_in_rounding() -> None:
+    points = np.ones((3, 64), np.float32)
+    points[1, 0] += 1e-5
+    points[2] *= 2
+    assert kth_distances(points, 1)[:2] == pytest.approx([1e-5, 1e-5], rel=1e-2)
 
 
 def test_too_few_points_have_no_neighbour() -> None:
