@@ -4,8 +4,8 @@
 
 Pick-a-Pic v2 has 851,293 pairs of 58,960 different prompts. Embeddings are drawn around a few
 thousand centres, as those of real prompts lie, and are read from a file that is mapped into memory.
-With more than `neighbours.EXACT_UP_TO` prompts the index is approximate; the share of distances
-that are right is then measured on a thousand prompts.
+With more than `neighbours.EXACT_UP_TO` prompts only the nearest cells are looked at; the share of
+distances that are right is then measured on a thousand prompts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def embeddings(path: Path, prompts: int, dimensions: int) -> np.ndarray:
 
 
 def recall(points: np.ndarray, k: int) -> float:
-    """Share of a thousand prompts whose distance the index finds exactly."""
+    """Share of a thousand prompts whose distance is found exactly."""
     found = neighbours.kth_distances(points, k)
     some = np.random.default_rng(1).choice(len(points), 1000, replace=False)
     queries = np.asarray(points[some])

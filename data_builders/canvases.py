@@ -35,17 +35,28 @@ def label_of(number: int) -> str:
     return f"Image{number}"
 
 
+def fitting(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest width and height that fit, in the proportions of `size`."""
+    scale = min(width / size[0], height / size[1])
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def inside(outer: Picture, scale: float) -> tuple[int, int]:
+    """Width and height that an inner picture may fill."""
+    return max(1, int(scale * outer.width)), max(1, int(scale * outer.height))
+
+
 def fitted(picture: Picture, width: int, height: int) -> Picture:
     """As large as fits, its proportions kept.
 
     The published code filters by Lanczos; for making smaller, Hamming is as sharp to the eye and
     takes less than half the time, most of which goes into this.
     """
-    scale = min(width / picture.width, height / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    size = fitting(picture.size, width, height)
     if size == picture.size:
         return picture
-    how = Image.Resampling.HAMMING if scale < 1 else Image.Resampling.LANCZOS
+    smaller = size < picture.size
+    how = Image.Resampling.HAMMING if smaller else Image.Resampling.LANCZOS
     return picture.resize(size, how, reducing_gap=1.5)
 
 
@@ -90,7 +101,7 @@ def picture_in_picture(
     """
     canvas, left, top = _paper(*outer.size, square)
     around = _paste(canvas, outer, left, top)
-    placed = fitted(inner, max(1, int(scale * outer.width)), max(1, int(scale * outer.height)))
+    placed = fitted(inner, *inside(outer, scale))
     x, y = (outer.width - placed.width) // 2, (outer.height - placed.height) // 2
     return Canvas(canvas, (_paste(canvas, placed, left + x, top + y), around))
 

@@ -22,7 +22,9 @@ from mmalign.data_builders.canvases import (
     Canvas,
     Picture,
     fitted,
+    fitting,
     grid,
+    inside,
     label_of,
     picture_in_picture,
 )
@@ -109,6 +111,7 @@ class Album:
         self._cell = cell
         self._small: dict[str, Picture] = {}
         self._recent: OrderedDict[str, Picture] = OrderedDict()
+        self._kept = 0  # pixels of these
         self._sound: set[str] = set()
 
     def check(self, digest: str) -> None:
@@ -121,9 +124,10 @@ class Album:
         """Raises FieldError as well."""
         if digest not in self._recent:
             self._recent[digest] = self.records[digest].pixels()
+            self._kept += _pixels(self._recent[digest])
         self._recent.move_to_end(digest)
-        while len(self._recent) > 1 and _pixels(self._recent.values()) > KEPT_PIXELS:
-            self._recent.popitem(last=False)
+        while self._kept > KEPT_PIXELS and len(self._recent) > 1:
+            self._kept -= _pixels(self._recent.popitem(last=False)[1])
         return self._recent[digest]
 
     def small(self, digest: str) -> Picture:
@@ -131,6 +135,12 @@ class Album:
         if digest not in self._small:
             self._small[digest] = fitted(self._enough(digest), self._cell, self._cell)
         return self._small[digest]
+
+    def inner(self, digest: str, width: int, height: int) -> Picture:
+        """To be fitted into this area; already small if it gets no larger than in a cell."""
+        whole = self.whole(digest)
+        fits = fitting(whole.size, width, height)
+        return self.small(digest) if fits == fitting(whole.size, self._cell, self._cell) else whole
 
     def _enough(self, digest: str) -> Picture:
         """In a size that is decoded at least cost and is no smaller than a cell."""
@@ -145,8 +155,8 @@ class Album:
         return record.pixels(least=self._cell)
 
 
-def _pixels(pictures: Iterable[Picture]) -> int:
-    return sum(picture.width * picture.height for picture in pictures)
+def _pixels(picture: Picture) -> int:
+    return picture.width * picture.height
 
 
 def build(
@@ -264,7 +274,9 @@ def _among_others(
         if layout == "grid":
             canvas = drawing.grid([album.small(digest) for digest in shown])
         else:
-            canvas = drawing.picture_in_picture(*map(album.whole, shown))
+            outer = album.whole(shown[1])
+            inner = album.inner(shown[0], *inside(outer, drawing.inner_scale))
+            canvas = drawing.picture_in_picture(inner, outer)
             by_name = details["named"] = random.choice(TO_THE_MIDDLE)
         head = (drawing.stored(canvas.image), Text("\n"))
         boxes = _drawn_boxes(canvas, target, labels=layout == "grid")

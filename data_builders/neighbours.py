@@ -27,11 +27,13 @@ Places = NDArray[np.int64]
 EXACT_UP_TO = 60_000
 """Points up to which all distances are computed; beyond, those to points in the nearest cells only,
 which may take a farther neighbour for the k-th, never a nearer one."""
-CELL = 512
+DIRECTIONS = 64
+"""In which cells are told apart."""
+CELL = 256
 """Points in a cell, on average."""
-FULLEST = 8 * CELL
+FULLEST = 4096
 """Points of a cell that are looked at, should more points than these be alike."""
-CELLS_LOOKED_AT = 8
+CELLS_LOOKED_AT = 16
 ROUNDS = 5
 """Times that the cells' centres are moved to their points."""
 TRAINED_ON = 32
@@ -91,15 +93,11 @@ def _among_all(points: Floats, queries: Places, k: int) -> Places:
 def _among_cells(points: Floats, k: int, draws: np.random.Generator) -> Places:
     """(p k) For each point the nearest that lie in the cells nearest to it."""
     faiss, count = _faiss(), len(points)
-    centres = _centres(points, max(1, count // CELL), draws)
-    looked_at = min(CELLS_LOOKED_AT, len(centres))
-    cells = np.empty((count, looked_at), np.int32)  # of each point, the nearest first
-    for some in _blocks(np.arange(count)):
-        cells[some] = faiss.knn(_taken(points, some), centres, looked_at)[1]
+    cells = _cells(points, max(1, count // CELL), draws)
     nearest = np.full((count, k), -1, np.int64)
     squared = np.full((count, k), np.inf, np.float32)
-    inside, visitors = _by_cell(cells[:, :1], len(centres)), _by_cell(cells, len(centres))
-    for members, queries in zip(inside, visitors, strict=True):
+    last = int(cells.max())
+    for members, queries in zip(_by_cell(cells[:, :1], last), _by_cell(cells, last), strict=True):
         members = members[:: len(members) // FULLEST + 1]
         if not len(members):
             continue
@@ -116,19 +114,34 @@ def _among_cells(points: Floats, k: int, draws: np.random.Generator) -> Places:
     return nearest
 
 
-def _centres(points: Floats, cells: int, draws: np.random.Generator) -> Points:
-    """(c d) Where the cells lie: k-means, on some of the points, with centres as far out as these.
+def _cells(points: Floats, count: int, draws: np.random.Generator) -> NDArray[np.int32]:
+    """(p l) Of each point the cells to look at, the nearest first, its own.
+
+    Cells are told apart by the directions in which the points differ most.
+    """
+    some = min(len(points), TRAINED_ON * count)
+    sample = _taken(points, np.sort(draws.choice(len(points), some, replace=False)))
+    _, directions = np.linalg.eigh(np.cov(sample, rowvar=False))  # the longest is last
+    basis = np.ascontiguousarray(directions[:, -DIRECTIONS:], np.float32)
+    centres = _centres(sample @ basis, count, draws)
+    looked_at = min(CELLS_LOOKED_AT, count)
+    cells = np.empty((len(points), looked_at), np.int32)
+    for block in _blocks(np.arange(len(points))):
+        cells[block] = _faiss().knn(_taken(points, block) @ basis, centres, looked_at)[1]
+    return cells
+
+
+def _centres(sample: Points, cells: int, draws: np.random.Generator) -> Points:
+    """(c d) Where the cells lie: k-means, with centres brought out to where their points are.
 
     The mean of many points lies nearer to the middle than they do, in many dimensions so much
     nearer that the cells with most points would be near to every point.
     """
-    faiss, count = _faiss(), min(len(points), TRAINED_ON * cells)
-    sample = _taken(points, np.sort(draws.choice(len(points), count, replace=False)))
     middle = sample.mean(axis=0)
     out = np.linalg.norm(sample - middle, axis=1)
-    centres = sample[draws.choice(count, cells, replace=False)]
+    centres = sample[draws.choice(len(sample), cells, replace=False)]
     for _ in range(ROUNDS):
-        own = faiss.knn(sample, centres, 1)[1][:, 0]
+        own = _faiss().knn(sample, centres, 1)[1][:, 0]
         sizes = np.bincount(own, minlength=cells)
         sums = np.zeros_like(centres)
         np.add.at(sums, own, sample)
@@ -140,10 +153,10 @@ def _centres(points: Floats, cells: int, draws: np.random.Generator) -> Points:
     return centres
 
 
-def _by_cell(cells: NDArray[np.int32], count: int) -> Iterator[Places]:
-    """For each of `count` cells the points that name it, in their order."""
+def _by_cell(cells: NDArray[np.int32], last: int) -> Iterator[Places]:
+    """For each cell up to the last the points that name it, in their order."""
     order = np.argsort(cells, axis=None, kind="stable")
-    bounds = np.searchsorted(cells.ravel()[order], np.arange(count + 1))
+    bounds = np.searchsorted(cells.ravel()[order], np.arange(last + 2))
     order //= cells.shape[1]
     return (order[start:end] for start, end in pairwise(bounds))
 

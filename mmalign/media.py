@@ -56,7 +56,9 @@ def open_image(media: Media, *, least: int | None = None) -> Image.Image:
         if least is not None:
             scale = min(1.0, least / max(image.size))
             image.draft(None, (ceil(image.width * scale), ceil(image.height * scale)))
-        return _rgb(ImageOps.exif_transpose(image))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def frames(media: Media, wanted: int, *, choice: FrameChoice = "consecutive") -> list[Image.Image]:

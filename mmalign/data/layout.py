@@ -250,9 +250,8 @@ def _style(
 
 
 def _our_columns(preference: Preference) -> Row:
-    source = asdict(preference.source)
     try:
-        written = json.dumps(source, ensure_ascii=False)
+        written = json.dumps(vars(preference.source), ensure_ascii=False)
     except TypeError as error:
         raise FieldError("source", f"details must be values that JSON knows: {error}") from error
     return {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ Preferences, written by mmalign: {rows} rows in the format "{format}".
 VERSION = 1
 
 GROUP_ROWS = 1000
-GROUP_BYTES = 2**19
+GROUP_BYTES = 2**21
 """Size of a row group: what has to be read to get at one row."""
 
 
@@ -328,7 +328,7 @@ def write_shard(path: Path, tables: Iterable[pa.Table], layout: Layout) -> Shard
             pq.ParquetWriter(
                 file,
                 layout.schema,
-                compression="zstd",
+                compression=_compression(layout.schema),
                 use_dictionary=False,
                 write_statistics=False,
             ) as writer,
@@ -339,6 +339,26 @@ def write_shard(path: Path, tables: Iterable[pa.Table], layout: Layout) -> Shard
         sha256 = _sha256(partial)
         size = partial.stat().st_size
     return Shard(path.name, rows, size, sha256, layout)
+
+
+def _compression(schema: pa.Schema) -> dict[str, str]:
+    """zstd for all but the bytes of images and videos, which are compressed in themselves."""
+    return {
+        path: "none" if path.endswith(".bytes") else "zstd"
+        for field in schema
+        for path in _leaves(field.type, field.name)
+    }
+
+
+def _leaves(kind: pa.DataType, path: str) -> Iterator[str]:
+    """What Parquet calls the columns that a column with this path consists of."""
+    if pa.types.is_list(kind):
+        yield from _leaves(kind.value_type, f"{path}.list.element")
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _leaves(field.type, f"{path}.{field.name}")
+    else:
+        yield path
 
 
 def write_store(
