@@ -37,11 +37,12 @@ RECIPE = Recipe(
     samples=2,
     rounds=12,
     measured=24,
-    objective='dpo(beta=0.5) + 0.3*nll(reduction="sum")',
+    objective='dpo(beta=0.5) + 0.5*nll(reduction="sum")',
     control="nll()",
     training=TrainingOptions(
-        steps=200, batch_size=32, micro_batch=32 * 2 * 64, learning_rate=2e-3, save_every=50
+        steps=400, batch_size=32, micro_batch=32 * 2 * 64, learning_rate=2e-3, save_every=100
     ),
+    lora_rank=64,
 )
 
 

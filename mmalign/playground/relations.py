@@ -33,6 +33,8 @@ SIZES = (8, 10)
 LIKENESS = 0.015
 """Mean squared error, of values from 0 to 1, up to which a cell shows what it resembles most: any
 two different things, in any size, differ by more, and from an empty cell by 0.05."""
+HALF_LIKENESS = 2 * LIKENESS
+"""For the upper half of a picture, which decoders distort as long as they do not know the rest."""
 HELD_OUT = 3
 """One in so many combinations of two colours and two shapes is held out."""
 TUNING = 3
@@ -134,20 +136,23 @@ def score(pixels: Pixels, asked: Asked) -> float:
 
 
 def promise(upper: Pixels, asked: Asked) -> float:
-    """Of a picture's two upper cells, the share that is as it must be for the picture to become
-    what was asked for: 1 as long as everything is right.
+    """How promising the upper half of a picture is: 0 where it cannot become what was asked for any
+    more, else a third, and a third for each of the two things that it shows where it belongs.
 
     upper: (side / 2, side, 3), or more rows, which are not looked at.
     """
-    found = seen(upper[:CELL])
-    shares = []
+    found = seen(upper[:CELL], HALF_LIKENESS)
+    best = 0
     for further in (0, 1):
         wanted: list[Thing | Literal["empty", "unclear"]] = ["empty", "empty"]
+        shown = 0
         for cell, thing in zip(_places(asked, further), (asked.first, asked.second), strict=True):
             if cell < len(wanted):
                 wanted[cell] = thing
-        shares.append(sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted))
-    return max(shares)
+                shown += 1
+        if found == wanted:
+            best = max(best, 1 + shown)
+    return best / 3
 
 
 def foreground(pixels: Pixels) -> NDArray[np.bool_]:
@@ -156,11 +161,11 @@ def foreground(pixels: Pixels) -> NDArray[np.bool_]:
     return np.asarray(difference > 64)
 
 
-def seen(pixels: Pixels) -> list[Thing | Literal["empty", "unclear"]]:
+def seen(pixels: Pixels, likeness: float = LIKENESS) -> list[Thing | Literal["empty", "unclear"]]:
     """What each cell shows, in reading order: the thing, among all there are in all their sizes,
     that it resembles most, if it does resemble it.
 
-    pixels: (side, side, 3), or whole rows of cells.
+    pixels: (side, side, 3), or whole rows of cells. likeness: the error up to which it does.
     """
     things, drawings = _all_drawings()
     apart = pixels.reshape(-1, CELL, 2, CELL, 3).transpose(0, 2, 1, 3, 4)
@@ -169,7 +174,7 @@ def seen(pixels: Pixels) -> list[Thing | Literal["empty", "unclear"]]:
     errors = (cells**2).mean(-1)[:, None] + (drawings**2).mean(-1) - 2 * products / cells.shape[1]
     best = errors.argmin(-1)
     return [
-        things[choice] if errors[cell, choice] < LIKENESS else "unclear"
+        things[choice] if errors[cell, choice] < likeness else "unclear"
         for cell, choice in enumerate(best)
     ]
 

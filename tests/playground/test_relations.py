@@ -56,14 +56,16 @@ def test_the_relation_leaves_the_row_open() -> None:
 def test_an_upper_half_promises_what_it_may_become() -> None:
     hand = random.Random(0)
     for asked in prompts("train")[:40]:
-        assert promise(draw(asked, hand)[:CELL], asked) == 1
+        pixels = draw(asked, hand)
+        shown = sum(cell != "empty" for cell in seen(pixels[:CELL]))
+        assert promise(pixels[:CELL], asked) == (1 + shown) / 3
     beside = draw(ASKED, random.Random(0))
     upper = seen(beside)[0] == RED_CIRCLE
     mixed_up = Asked(Thing("blue", "circle"), Thing("red", "square"), "left of")
     above = replace(ASKED, relation="above")
-    assert promise(beside, mixed_up) == (0 if upper else 1)
-    assert promise(np.full_like(beside, 245), ASKED) == 1  # both may come below
-    assert promise(np.full_like(beside, 245), above) == 0.5  # one of them is missing
+    assert promise(beside, mixed_up) == (0 if upper else 1 / 3)
+    assert promise(np.full_like(beside, 245), ASKED) == 1 / 3, "both may come below"
+    assert promise(np.full_like(beside, 245), above) == 0, "one of them is missing"
 
 
 def test_half_of_one_colour_and_half_of_another_is_neither() -> None:
