@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from training.toy import LETTERS, Bigram, Toy, sample
 
 from mmalign.evaluation.diagnosis import diagnose, loss_of
-from mmalign.evaluation.diagnostics.data import rates
+from mmalign.evaluation.diagnostics.data import blank_images, rates
 from mmalign.evaluation.diagnostics.images import ImageAblation
+from mmalign.media import png
 from mmalign.objectives import objective
-from mmalign.records import Preference, pair
+from mmalign.records import Media, Message, Preference, Sample, Text, pair
 from mmalign.reference import AdapterOff
 from mmalign.training.log import JsonLines
 from mmalign.training.loop import train
@@ -213,6 +216,36 @@ def test_length_bias():
 
 def fair_lengths(count: int) -> list[Preference]:
     return [pair(sample("a", "d" * (n + 3)), sample("a", "e" * (n + 1))) for n in range(count)]
+
+
+def test_blank_images():
+    """All images of all sides are of one colour, but for what JPEG's rounding leaves."""
+    white, grey, shown = (Image.new("RGB", (9, 9), colour) for colour in ("white", "grey", "red"))
+    shown.putpixel((4, 4), (255, 255, 255))
+    buffer = io.BytesIO()
+    grey.save(buffer, "JPEG")
+    nothing, nothing_either, something = png(white), Media("image", buffer.getvalue()), png(shown)
+    broken = Media("image", b"no image")
+    data = [
+        about(nothing, nothing),
+        about(nothing, nothing_either),
+        about(nothing, something),  # a contrast, on purpose
+        about(something, something),
+        about(nothing, broken),
+        pair(sample("a", "b"), sample("a", "c")),
+    ]
+    found = blank_images(data)
+    assert (found.looked_at, found.blank) == (4, 2)
+    assert blank_images(data[3:], most=1).blank == 0
+    (finding,) = diagnose(pictures=found)
+    assert (finding.name, finding.severity) == ("blank images", "error")
+    assert diagnose(pictures=blank_images(data[3:4])) == []
+
+
+def about(first: Media, second: Media) -> Preference:
+    """Pictures in the prompts of both sides."""
+    asked = [(Message("user", (shown, Text("What?"))),) for shown in (first, second)]
+    return pair(Sample(asked[0], (Text("this"),)), Sample(asked[1], (Text("that"),)))
 
 
 def test_images_that_do_not_matter():
