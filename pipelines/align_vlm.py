@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from mmalign.pipelines.options import (
     DataOptions,
@@ -15,6 +17,10 @@ from mmalign.pipelines.options import (
 )
 from mmalign.settings import save_settings
 from mmalign.training.options import ReferenceKind, TrainingOptions
+
+if TYPE_CHECKING:
+    from mmalign.adapters.vision_language import VisionLanguageAdapter
+    from mmalign.training.batches import Remake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,28 @@ class VisionOptions:
     video_frames: int = 8
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnlineOptions:
+    """What the model contributes to its own data while it trains.
+
+    Args:
+        online: bdhs: before each step, the chosen answers are set against what the model, as it
+            then is, writes when it hardly sees the image, in place of the given rejected answers
+            (arXiv:2407.02477). These stay where it writes nothing new.
+        mask_threshold: Share of the image tokens that are hidden from it.
+        expected_visible: Instead, how many image tokens of a prompt are to be seen on average.
+        embedder: What tells how alike answers are: hub id or folder of a sentence encoder, minilm,
+            or words, which they share.
+    """
+
+    online: Literal["bdhs"] | None = None
+    mask_threshold: float = 0.99
+    expected_visible: float | None = None
+    embedder: str = "sentence-transformers/all-mpnet-base-v2"
+
+
 LANGUAGE, VISION, LORA = LanguageOptions(), VisionOptions(), LoraOptions()
+ONLINE = OnlineOptions()
 WATCH = WatchOptions()
 OUTPUT = OutputOptions(out=Path("runs/align-vlm"))
 DEFAULTS = TrainingOptions(learning_rate=1e-5)
@@ -50,6 +77,7 @@ def align_vlm(
     data: DataOptions,
     objective: str = 'dpo(beta=0.1) + nll(reduction="mean")',
     reference: ReferenceKind = "auto",
+    online: OnlineOptions = ONLINE,
     output: OutputOptions = OUTPUT,
     watch: WatchOptions = WATCH,
     training: TrainingOptions = DEFAULTS,
@@ -82,6 +110,9 @@ def align_vlm(
         reference: Where the reference's log-probabilities come from: adapter-off (LoRA only), copy
             (a second set of weights), cache (computed once, on disk); auto is the first that works.
 
+    Online:
+        online: See OnlineOptions.
+
     Output:
         output: See OutputOptions.
 
@@ -94,6 +125,7 @@ def align_vlm(
     Examples:
         mmalign align-vlm --model llava-hf/llava-1.5-7b-hf --data openbmb/RLHF-V-Dataset
         mmalign align-vlm --model ./qwen2.5-vl --data ./pairs --objective 'mdpo(beta=0.1)'
+        mmalign align-vlm --model ./llava --data captioned --online bdhs --expected-visible 6
         mmalign align-vlm --config runs/align-vlm/run.yaml --out runs/again
     """
     save_settings(output.out / "run.yaml", "align-vlm", align_vlm, locals())
@@ -113,4 +145,18 @@ def align_vlm(
         output=output,
         watch=watch,
         training=training,
+        remake=None if online.online is None else _bdhs(online),
+        making=None if online.online is None else vars(online),
     )
+
+
+def _bdhs(online: OnlineOptions) -> Callable[[VisionLanguageAdapter], Remake]:
+    from mmalign.data_builders.bdhs import Blinding
+    from mmalign.data_builders.bdhs import online as bdhs
+    from mmalign.data_builders.likeness import load_embed
+
+    blinding = Blinding(
+        mask_threshold=online.mask_threshold, expected_visible=online.expected_visible
+    )
+    embed = load_embed(online.embedder)
+    return lambda adapter: bdhs(adapter, embed, blinding=blinding)

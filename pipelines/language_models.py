@@ -37,6 +37,7 @@ from mmalign.pipelines.results import save_alignment
 from mmalign.records import Preference, media_of
 from mmalign.reference import AdapterOff, Reference
 from mmalign.training.align import align
+from mmalign.training.batches import Remake
 from mmalign.training.options import ReferenceKind, TrainingOptions
 from mmalign.training.seeds import derive
 
@@ -55,11 +56,14 @@ def align_language_model(
     watch: WatchOptions,
     training: TrainingOptions,
     loading: Mapping[str, Any] | None = None,
+    remake: Callable[[VisionLanguageAdapter], Remake] | None = None,
+    making: Mapping[str, Any] | None = None,
 ) -> None:
     """Load, read, train, measure, report.
 
     load: makes the adapter from the model's name and options. loading: further options for it.
-    media: whether the model takes images. The others are those of the commands.
+    media: whether the model takes images. remake: given the adapter, how records are made anew
+    before each step, with these settings (making). The others are those of the commands.
     """
     loss = parse(objective)
     preferences, kept = read_preferences(data, output.out, loss, seed=training.seed, media=media)
@@ -82,7 +86,9 @@ def align_language_model(
         settings={
             "model": model.model, "data": data.data, "adapter": model.adapter, "lora": str(fresh),
             **(loading or {}),
+            **(making or {}),
         },
+        remake=remake(policy) if remake and isinstance(policy, VisionLanguageAdapter) else None,
     )  # fmt: skip
     before = _before(policy, done.reference)
     save_alignment(

@@ -84,6 +84,6 @@ def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(open_dataset("asked")) == len(open_dataset("blind")) == len(PHOTOGRAPHS)
     assert 0 < len(open_dataset("pairs")) <= len(open_dataset("measured"))
     assert len(open_dataset("both")) == 6
-    for out in ("runs/mia", "runs/bdhs", "runs/chair"):
+    for out in ("runs/mia", "runs/bdhs", "runs/online", "runs/chair"):
         assert json.loads(Path(out, "metrics.json").read_text())
         assert Path(out, "report.html").exists()

@@ -30,7 +30,7 @@ from mmalign.reference import (
     SyncedCopy,
     weights_digest,
 )
-from mmalign.training.batches import Plan, Steps
+from mmalign.training.batches import Plan, Remake, Steps
 from mmalign.training.callbacks import Callback
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.loop import count_steps, plan_of, train
@@ -68,6 +68,7 @@ def align(
     accelerator: Accelerator | None = None,
     callbacks: Callable[[Reference | None], Sequence[Callback]] = lambda _: (),
     compared: Sequence[Preference] = (),
+    remake: Remake | None = None,
 ) -> Alignment:
     """Align `adapter.policy` in place and measure held-out preferences before and after.
 
@@ -80,7 +81,13 @@ def align(
         settings: Anything else that must be the same for a stopped run to be continued.
         callbacks: Given the reference, what looks on after every step; see `Callback`.
         compared: Further preferences that the reference will be asked about after training.
+        remake: Makes the records of every step anew, held-out ones not; see `batches.Remake`.
     """
+    if remake is not None and reference == "cache":
+        raise UserError(
+            "answers that are made while training have no reference computed beforehand",
+            hint="use --reference auto",
+        )
     accelerator = accelerator or start(options, out)
     if not resume:
         forget(out, accelerator)
@@ -113,6 +120,7 @@ def align(
             settings={**(settings or {}), "reference": reference},
             accelerator=accelerator,
             callbacks=callbacks(told),
+            remake=remake,
         )
     with _timed(done, "after"):
         done.after = measure()

@@ -24,6 +24,10 @@ from mmalign.records import Preference, Sample
 from mmalign.training.seeds import derive
 
 T = TypeVar("T")
+Remake = Callable[[Sequence[Preference], Sequence[int]], Sequence[Preference | ValueError]]
+"""From some records of a step, and a seed for each, to those that are trained on in their place: so
+the policy, as it is before the step, has a part in its own data. An error says why a record cannot
+be used."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +119,19 @@ class _Unit:
 
 
 class Steps(Dataset[Step]):
-    """`Steps(...)[number]` is optimiser step `number` of training on a random-access dataset."""
+    """`Steps(...)[number]` is optimiser step `number` of training on a random-access dataset.
 
-    def __init__(self, data: Sequence[Preference], plan: Plan) -> None:
+    With `remake` it depends on the policy as well, and has to be asked for in its turn.
+    """
+
+    def __init__(
+        self, data: Sequence[Preference], plan: Plan, remake: Remake | None = None
+    ) -> None:
         if len(data) < plan.processes:
             raise ValueError(
                 f"{len(data)} preferences cannot be shared by {plan.processes} processes"
             )
-        self.data, self.plan = data, plan
+        self.data, self.plan, self.remake = data, plan, remake
 
     @property
     def per_epoch(self) -> int:
@@ -136,9 +145,27 @@ class Steps(Dataset[Step]):
         order = _order(len(self.data), self.plan.seed, epoch)
         start = position * self.plan.batch_size
         rows = [int(row) for row in order[start : start + self.plan.batch_size]]
-        return build_step(
-            number, number / self.per_epoch, rows, self.data.__getitem__, epoch, self.plan
-        )
+        made = self._remade(rows, epoch)
+
+        def read(row: int) -> Preference:
+            return _readable(made, row) if row in made else self.data[row]
+
+        return build_step(number, number / self.per_epoch, rows, read, epoch, self.plan)
+
+    def _remade(self, rows: Sequence[int], epoch: int) -> dict[int, Preference | ValueError]:
+        """This process's share of the rows, made anew; nothing where they stay as they are."""
+        if self.remake is None:
+            return {}
+        given: dict[int, Preference] = {}
+        unread: dict[int, Preference | ValueError] = {}
+        for row in rows[self.plan.rank :: self.plan.processes]:
+            try:
+                given[row] = self.data[row]
+            except ValueError as error:
+                unread[row] = error
+        seeds = [derive(self.plan.seed, "remade", epoch, row) for row in given]
+        made = self.remake(list(given.values()), seeds)
+        return {**unread, **dict(zip(given, made, strict=True))}
 
 
 class StreamedSteps(IterableDataset[Step]):

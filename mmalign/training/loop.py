@@ -21,7 +21,7 @@ from mmalign.errors import UserError
 from mmalign.objectives import Objective
 from mmalign.records import Media, Preference
 from mmalign.reference import Reference, SyncedCopy
-from mmalign.training.batches import MicroBatch, Plan, Step, Steps, StreamedSteps
+from mmalign.training.batches import MicroBatch, Plan, Remake, Step, Steps, StreamedSteps
 from mmalign.training.callbacks import Callback
 from mmalign.training.evaluate import held_out_figures
 from mmalign.training.log import log_pictures, progress
@@ -44,6 +44,7 @@ def train(
     settings: dict[str, Any] | None = None,
     accelerator: Accelerator | None = None,
     callbacks: Sequence[Callback] = (),
+    remake: Remake | None = None,
 ) -> TrainingResult:
     """Align `adapter.policy` in place.
 
@@ -56,6 +57,7 @@ def train(
         held_out: Preferences for evaluation and the choice of the best checkpoint.
         settings: Anything else that must be the same for a run to be continued.
         callbacks: Look on after every step; see `Callback`.
+        remake: Makes the records of every step anew; see `Remake`.
 
     Raises:
         UserError: `out` holds a run with other settings, the loss is not finite, the disk is full,
@@ -69,6 +71,12 @@ def train(
             "only a synced copy of the policy can follow it as a reference",
             hint="use reference.SyncedCopy.of(adapter), or leave sync_reference_every at 0",
         )
+    if remake is not None and (options.workers or not isinstance(data, Sequence)):
+        raise UserError(
+            "records that the policy makes anew before each step can neither be read ahead nor "
+            "streamed",
+            hint="use --workers 0, and no --streaming",
+        )
     plan = plan_of(adapter, objective, options, accelerator)
     steps = count_steps(data, plan, options)
     run = begin(
@@ -77,7 +85,7 @@ def train(
     run.row_of = partial(row_in_files, data)
     began = time.perf_counter()
     if run.step < run.steps:
-        _all_steps(run, _loader(data, plan, run), held_out, plan)
+        _all_steps(run, _loader(data, plan, run, remake), held_out, plan)
     restore_best(run)
     return result_of(run, seconds=time.perf_counter() - began)
 
@@ -109,13 +117,13 @@ def count_steps(data: Any, plan: Plan, options: TrainingOptions) -> int:
     return max(1, round(Steps(data, plan).per_epoch * options.epochs))
 
 
-def _loader(data: Any, plan: Plan, run: Run) -> DataLoader[Step]:
+def _loader(data: Any, plan: Plan, run: Run, remake: Remake | None) -> DataLoader[Step]:
     workers = run.options.workers
     shared: dict[str, Any] = {"batch_size": None, "num_workers": workers}
     if workers:
         shared["prefetch_factor"] = 2
     if isinstance(data, Sequence):
-        return DataLoader(Steps(data, plan), sampler=range(run.step, run.steps), **shared)
+        return DataLoader(Steps(data, plan, remake), sampler=range(run.step, run.steps), **shared)
     buffer = run.options.shuffle_buffer
     stream = StreamedSteps(data, plan, start=run.step, stop=run.steps, buffer=buffer)
     return DataLoader(stream, **shared)

@@ -139,6 +139,24 @@ def test_ways_to_train(model: Path, data: Path, options: list[str]) -> None:
     assert Path("run/model/README.md").exists()
 
 
+def test_online_the_rejected_answers_are_the_models_own(
+    model: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    online = ("--online", "bdhs", "--embedder", "words", "--expected-visible", "1")
+    more = ("--steps", "2", "--max-refused", "0.5")  # those without an image
+    assert align(model, data, *online, *more, "--out", "bdhs") == 0
+    assert align(model, data, *more, "--out", "given") == 0
+    rows = [JsonLines(Path(run, "metrics.jsonl")).rows() for run in ("bdhs", "given")]
+    first, other = (each[0] for each in rows)
+    assert first["rejected_length"] != other["rejected_length"]
+    reasons = {row["reason"] for row in JsonLines(Path("bdhs/refused-0.jsonl")).rows()}
+    assert reasons == {"its prompt shows no image that could be hidden"}
+    assert align(model, data, *online, "--reference", "cache", "--out", "cached") == 2
+    assert "computed beforehand" in capsys.readouterr().err
+    assert align(model, data, *online, "--workers", "1", "--out", "ahead") == 2
+    assert "--workers 0" in capsys.readouterr().err
+
+
 def test_a_layer_that_no_trained_part_has_is_named(
     model: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
