@@ -26,6 +26,7 @@ from mmalign.adapters.image_tokens import ImageTokenAdapter, glm_image, load_ima
 from mmalign.adapters.image_tokens.pictures import codes_in
 from mmalign.adapters.protocol import BadSample
 from mmalign.errors import UserError
+from mmalign.media import open_image
 from mmalign.records import Media, Message, Sample, Span, Text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*past_key_values", "ignore:.*tie_word_embeddings")
@@ -325,6 +326,26 @@ def test_an_image_that_is_begun_and_continued_is_the_one_drawn_at_once(
             assert adapter.codes(prompts, [1, 2], taste, begun=begun) == whole
 
 
+def test_images_of_another_size_are_drawn_where_there_is_a_choice(
+    adapter: ImageTokenAdapter, family: str
+) -> None:
+    if family in ("janus", "chameleon"):
+        with pytest.raises(UserError, match="8 x 8"):
+            adapter.sample([prompt("the dog")], [0], height=16)
+        return
+    stride = adapter.collator.layout.grid.stride
+    (drawn,) = adapter.sample([prompt("the dog")], [0], height=stride, width=2 * stride)
+    (picture,) = drawn.response
+    assert isinstance(picture, Media)
+    assert open_image(picture).size == (2 * stride, stride)
+    rows = codes_in(picture, adapter.collator.layout.codec)
+    assert rows is not None
+    assert len(rows[-1]) == 2
+    collator = adapter.at(stride, 2 * stride).collator
+    assert collator.drawn(drawn).picture is None  # its codes are what it was drawn from
+    assert adapter.collator.drawn(drawn).picture is not None
+
+
 def test_workers_get_no_model(adapter: ImageTokenAdapter) -> None:
     collate, size = pickle.loads(pickle.dumps((adapter.collate, adapter.size)))
     assert len(pickle.dumps(collate)) < 300_000
@@ -404,12 +425,12 @@ def test_greedy_emu3_equals_the_librarys_own_drawing(folder_of: Callable[..., Pa
 
 @pytest.mark.parametrize("family", ["glm_image"])
 def test_glm_image_refuses_what_it_was_not_trained_for(load: Load) -> None:
-    with pytest.raises(UserError, match="without prompts"):
+    with pytest.raises(UserError, match="prompt without content"):
         load(guidance=2.0)
     with pytest.raises(BadSample, match="plan='condition'"):
         load(plan="score").collator.drawn(SAMPLES[2])
     adapter = load()
-    with pytest.raises(UserError, match="without prompts"):
+    with pytest.raises(UserError, match="prompt without content"):
         adapter.sample([prompt("the dog")], [0], guidance=2.0)
     with pytest.raises(UserError, match="no head for words"):
         adapter.sample([prompt("the dog")], [0], plan_tokens=3)

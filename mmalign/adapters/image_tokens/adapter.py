@@ -168,6 +168,8 @@ class ImageTokenAdapter:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
         plan_tokens: int = 0,
         batch_size: int = 16,
         merge: bool = False,
@@ -178,10 +180,13 @@ class ImageTokenAdapter:
 
         A row's draws depend on its own seed only. guidance: 1 is none; as published by default (5,
         GLM-Image 1), or that of the log-probabilities where they have one. temperature 0 is greedy;
-        top_k 0 and top_p 1 keep all codes. merge: fold the LoRA into the weights meanwhile.
+        top_k 0 and top_p 1 keep all codes. height, width: pixels, where the model has a choice.
+        merge: fold the LoRA into the weights meanwhile.
         The pictures remember their codes, so that their log-probabilities are exact.
         """
         check_request("image-token", prompts, seeds, unknown)
+        size = [side for side in (height, width) if side is not None]
+        drawer = self.at(size[0], size[-1]) if size else self
         if guidance is None:
             guidance = self.collator.guidance
             guidance = self.family.guidance if guidance == 1 else guidance
@@ -190,8 +195,8 @@ class ImageTokenAdapter:
 
         def draw(rows: list[int]) -> list[Sample]:
             asked, own = [prompts[row] for row in rows], [seeds[row] for row in rows]
-            plans = self._plans(asked, own, taste, plan_tokens)
-            images = self.pictures(self.codes(asked, own, taste, plans=plans), asked)
+            plans = drawer._plans(asked, own, taste, plan_tokens)
+            images = drawer.pictures(drawer.codes(asked, own, taste, plans=plans), asked)
             return [
                 Sample(prompt, _response(plan, image))
                 for prompt, plan, image in zip(asked, plans, images, strict=True)
@@ -200,6 +205,15 @@ class ImageTokenAdapter:
         lengths = [len(self.collator.prompt_ids(prompt)) for prompt in prompts]
         with self.drawing(merge=merge):
             return in_batches(lengths, draw, batch_size=batch_size, progress=progress)
+
+    def at(self, height: int, width: int) -> ImageTokenAdapter:
+        """The same model for images of another size. Raises UserError where it has no choice."""
+        family, lm = self.family, causal_lm(self.policy)
+        grid = family.grid(lm, self.processor, (height, width))
+        preview = family.preview(grid) if family.preview else None
+        layout = replace(self.collator.layout, grid=grid, preview=preview)
+        collator = self.collator.at(layout, family.opening(self.processor, grid))
+        return replace(self, collator=collator, _codes=OrderedDict())
 
     @contextmanager
     def drawing(self, *, merge: bool = False) -> Iterator[None]:

@@ -13,6 +13,7 @@ here; others keep their pixels until `encode` has the tokenizer at hand.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -213,6 +214,12 @@ class ImageTokenCollator:
                 f"than max_length={self.max_length}: shorten the prompt or the plan, or draw "
                 "smaller images"
             )
+
+    def at(self, layout: Layout, opening: str) -> ImageTokenCollator:
+        """The same for images of another size."""
+        other = copy.copy(self)
+        other.layout, other.opening, other._seen = layout, self._ids(opening), {}
+        return other
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_seen": {}}

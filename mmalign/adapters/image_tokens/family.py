@@ -82,13 +82,15 @@ class Family:
         image's in the order of drawing.
     to_pixels: codes (n rows columns) and n prompts to images as `to_codes` takes them, or to bytes.
     embed: codes (k,) to (k h). logits: hidden states (p h) to (p c), over codes and nothing else.
-    model: class of transformers that loads `lm`.
-    not_text: ids (k,) that a text must not contain; without `writes` there is no head for words.
+    not_text: ids (k,) that a text must not contain.
+
+    model: class of transformers that loads `lm`. writes: whether it has a head for words.
     guidance: that images are drawn with by default. tokenizer: paths of the parts that make codes.
-    preview: grid of the smaller version that is drawn before an image. positions: (3 k) of each
-        code on three rotary axes, counted from the first code; without it, codes follow one another
-        as words do. decoder: what draws codes where `lm` cannot, given where it lies, if it
-        does, denoising steps and precision; `to_pixels` finds it at `lm`'s `DECODER`.
+    preview: grid of the smaller version that is drawn before an image.
+    positions: (3 k) of each code on three rotary axes, counted from the first code; without it,
+        codes follow one another as words do.
+    decoder: given where it lies, denoising steps and precision, what draws codes if `lm` cannot;
+        None where that is nowhere. `to_pixels` finds it at the attribute `DECODER` of `lm`.
     """
 
     language_model: str
@@ -113,10 +115,10 @@ class Family:
     decoder: Callable[[str | None, int, torch.dtype], Any] | None = None
 
     def check_guidance(self, guidance: float) -> None:
-        """Raises UserError for guidance of a model that was not trained without prompts."""
+        """Raises UserError for guidance of a model that has no unconditional prompt."""
         if guidance != 1 and self.unconditional is None:
             raise UserError(
-                f"guidance is {guidance}, but this model was never trained without prompts",
+                f"guidance is {guidance}, but this model knows no prompt without content",
                 hint="guidance 1, which is none",
             )
 

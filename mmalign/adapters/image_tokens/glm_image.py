@@ -13,6 +13,7 @@ that those of one prompt differ by their codes alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def _grid(lm: Any, processor: Any, asked: tuple[int, int] | None) -> Grid:
 
 def _preview(grid: Grid) -> Grid:
     ratio = grid.rows / grid.columns
-    rows, columns = (max(1, int(side**0.5 * PREVIEW)) for side in (ratio, 1 / ratio))
+    rows, columns = (max(1, int(math.sqrt(side) * PREVIEW)) for side in (ratio, 1 / ratio))
     return Grid(rows, columns, STRIDE)
 
 

@@ -150,13 +150,12 @@ def _asked(options: DrawingOptions, modality: str) -> dict[str, Any]:
     asked: dict[str, Any] = {"batch_size": options.batch_size}
     if options.guidance is not None:
         asked["guidance"] = options.guidance
-    if modality == "image":
-        if options.steps is not None:
-            asked["steps"] = options.steps
-        if options.resolution is not None:
-            asked |= {"height": options.resolution, "width": options.resolution}
-    elif options.steps is not None or options.resolution is not None:
-        raise UserError("a model of image tokens has neither --steps nor a --resolution to choose")
+    if options.resolution is not None:
+        asked |= {"height": options.resolution, "width": options.resolution}
+    if options.steps is not None and modality != "image":
+        raise UserError("a model of image tokens takes no denoising --steps")
+    if options.steps is not None:
+        asked["steps"] = options.steps
     return asked
 
 
