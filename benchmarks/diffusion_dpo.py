@@ -13,6 +13,12 @@ same model (random weights), pictures, LoRA, batches and precision, in three way
     cycle    a later pass with noises that repeat (--noise-cycle 1), so that the reference's errors
              are read as well
 
+`count` says what one picture costs each part of a Stable Diffusion 1.5, by torch's count. The small
+shape keeps the large one's ratio: encoding a picture costs about 1.4 passes of the UNet.
+
+    python benchmarks/diffusion_dpo.py count --shape sd15
+    python benchmarks/diffusion_dpo.py count --shape sd15-quarter
+
 For speed peer and mmalign live in one process and take turns step by step; for memory each has a
 process of its own. Uses a GPU if there is one.
 """
@@ -264,6 +270,28 @@ def flops(setup: Setup, folder: Path, out: Path, who: str) -> dict[str, Any]:
     return {"flops": counter.get_total_flops()}
 
 
+def count_parts(shape: str, resolution: int) -> dict[str, float]:
+    """Multiplications and additions of each part for one picture, without weights or results."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad():
+        pipe = SHAPES[shape].make()
+        side = resolution // pipe.vae_scale_factor
+        text = torch.randn(1, 77, pipe.unet.config.cross_attention_dim)
+        latent = torch.randn(1, pipe.unet.config.in_channels, side, side)
+        calls = {
+            "UNet": lambda: pipe.unet(latent, torch.zeros(1), text),
+            "VAE encoder": lambda: pipe.vae.encode(torch.randn(1, 3, resolution, resolution)),
+            "text encoder": lambda: pipe.text_encoder(torch.zeros(1, 77, dtype=torch.long)),
+        }
+        found = {}
+        for name, call in calls.items():
+            with FlopCounterMode(display=False) as counter:
+                call()
+            found[name] = float(counter.get_total_flops())
+    return found
+
+
 def memory(setup: Setup, folder: Path, out: Path, who: str) -> dict[str, Any]:
     """Bytes that weights and training take at their peak, in the steps themselves."""
     import diffusers  # noqa: F401  # its code is no part of what is compared
@@ -355,6 +383,11 @@ def main() -> None:
         print(what)
         for precision in given.precisions:
             resolution = given.resolution or SHAPES[given.shape].resolution
+            if what == "count":
+                found = count_parts(given.shape, resolution)
+                parts = ", ".join(f"{name} {flops / 1e9:.1f}" for name, flops in found.items())
+                print(f"  {resolution} pixels, GFLOP: {parts}")
+                continue
             setup = Setup(given.shape, resolution, precision, given.pairs, given.repeats, "first")
             compare(setup, what, given.ways, given.peak_tflops)
 

@@ -200,7 +200,7 @@ def _exchanged(run: Run, last: bool) -> AbstractContextManager[Any]:
 
 def _clip(run: Run) -> float:
     limit = run.options.max_grad_norm or math.inf
-    weights = [p for p in run.adapter.policy.parameters() if p.requires_grad]
+    weights = [weight for group in run.optimizer.param_groups for weight in group["params"]]
     return float(run.accelerator.clip_grad_norm_(weights, limit))
 
 

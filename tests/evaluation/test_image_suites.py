@@ -18,6 +18,7 @@ from tiny_pipelines import tiny
 from mmalign import cli
 from mmalign.adapters.diffusion import load_diffusion
 from mmalign.data.store import write_store
+from mmalign.evaluation.images.detectors import load_detector
 from mmalign.records import pair
 
 DRAWING = ["--steps", "2", "--resolution", str(SIDE), "--batch-size", "2"]
@@ -135,10 +136,8 @@ def test_scores_of_one_model_with_categories_and_spread(model: Path, clip: Path)
     assert 0 < metrics["model"]["diversity"]["value"] < 2
 
 
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("yolos")
-    torch.manual_seed(0)
+def yolos(folder: Path) -> None:
+    """A detector that sees five dogs in every image."""
     config = t.YolosConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         image_size=[32, 32], patch_size=8, num_detection_tokens=5,
@@ -149,7 +148,51 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net.class_labels_classifier.layers[-1].bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
     net.save_pretrained(folder)
     t.YolosImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+
+
+def mask2former(folder: Path) -> None:
+    """A segmenter, as in the benchmark, that sees five dogs, each as large as the image."""
+    backbone = t.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=8, depths=[1] * 4, num_heads=[1, 1, 2, 2],
+        window_size=4, out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = t.Mask2FormerConfig(
+        backbone_config=backbone, feature_size=32, mask_feature_size=32, hidden_dim=32,
+        encoder_feedforward_dim=16, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        dim_feedforward=16, num_queries=5,
+        id2label={0: "dog", 1: "cat"}, label2id={"dog": 0, "cat": 1},
+    )  # fmt: skip
+    net = t.Mask2FormerForUniversalSegmentation(config)
+    embedder = net.model.transformer_module.decoder.mask_predictor.mask_embedder
+    points = [layer for layer in embedder.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    features = net.model.pixel_level_module.decoder.mask_projection
+    with torch.no_grad():
+        net.class_predictor.bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
+        for layer in (points, features):  # their products are the logits of the masks
+            layer.weight.zero_()
+            layer.bias.fill_(1.0)
+    net.save_pretrained(folder)
+    t.Mask2FormerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=[yolos, mask2former])
+def detector(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("detector")
+    torch.manual_seed(0)
+    request.param(folder)
     return folder
+
+
+def test_a_segmenter_tells_where_objects_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mask2former(tmp_path)
+    seen = load_detector(str(tmp_path))(Image.new("RGB", (48, 24), "red"), 0.9)
+    assert [each.found.name for each in seen] == ["dog"] * 5
+    for each in seen:
+        assert each.found.box == (0.0, 0.0, 48.0, 24.0)
+        assert each.mask is not None
+        assert each.mask.shape == (24, 48)
+        assert bool(each.mask.all())
 
 
 def test_geneval_of_a_detector_that_sees_five_dogs_everywhere(model: Path, detector: Path) -> None:

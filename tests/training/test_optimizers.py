@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from mmalign.training import checkpoint
 from mmalign.training.options import TrainingOptions
 from mmalign.training.run import _optimizer
 
+needs_library = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes, an extra, is missing"
+)
 EIGHT = TrainingOptions(optimizer="adamw-8bit", learning_rate=1e-2)
 
 
@@ -36,6 +40,7 @@ def steps(policy: nn.Module, optimizer: torch.optim.Optimizer, seeds: range) -> 
     return policy
 
 
+@needs_library
 def test_eight_bits_take_nearly_the_same_steps_in_less_memory() -> None:
     found, sizes = [], []
     for options in (TrainingOptions(learning_rate=1e-2), EIGHT):
@@ -50,6 +55,7 @@ def test_eight_bits_take_nearly_the_same_steps_in_less_memory() -> None:
     assert sizes[1] < 0.4 * sizes[0]  # 8,192 weights; of larger tensors it comes to a quarter
 
 
+@needs_library
 def test_it_goes_on_from_a_checkpoint_with_the_same_bits(tmp_path: Path) -> None:
     policy, loss = model(), objective("dpo(beta=0.1)")
     optimizer = optimizer_of(policy, EIGHT)

@@ -16,10 +16,11 @@ import importlib.metadata
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import ModelMixin
@@ -63,6 +64,7 @@ class DiffusionAdapter:
 
     policy: the denoiser, with a LoRA in it or not. pipe: the diffusers pipeline around it.
     shift: what a timestep law's shift "resolution" stands for, by latent tokens of a bucket.
+    heads: the last layers of models that have been asked.
     """
 
     policy: nn.Module
@@ -80,6 +82,9 @@ class DiffusionAdapter:
     precision: torch.dtype
     shift: Callable[[int], float] | None
     denoisers: tuple[str, ...]
+    heads: WeakKeyDictionary[nn.Module, list[nn.Module]] = field(
+        default_factory=WeakKeyDictionary, repr=False
+    )
     seeded = True
 
     @property
@@ -165,7 +170,7 @@ class DiffusionAdapter:
         """(n*k c ...) float32: what `model` makes of the noisy latents."""
         mixed = self.precision != torch.float32
         autocast = torch.autocast(self.device.type, dtype=self.precision, enabled=mixed)
-        with autocast, _float32_head(model, self.family.head, enabled=mixed):
+        with autocast, _in_float32(self._heads_of(model) if mixed else []):
             return self.family.predict(
                 model, problem.noisy, problem.step, problem.text, problem.geometry
             ).float()
@@ -297,6 +302,18 @@ class DiffusionAdapter:
         shift = None if self.shift is None else self.shift(tokens)
         return self.process.settle(self.law.times(torch.tensor(numbers), shift=shift))
 
+    def _heads_of(self, model: nn.Module) -> list[nn.Module]:
+        """Looked for once: going through all modules costs as much as a small layer."""
+        if model not in self.heads:
+            self.heads[model] = [
+                layer
+                for denoiser in model.modules()
+                if isinstance(denoiser, ModelMixin)
+                for name, layer in denoiser.named_modules()
+                if fnmatch(name, self.family.head)
+            ]
+        return self.heads[model]
+
     def _log_probs(self, target: Tensor, prediction: Tensor, problem: Problem) -> Tensor:
         """(n,) -0.5 x mean squared error x weight, the mean over the draws of a row."""
         with torch.autocast(self.device.type, enabled=False):
@@ -310,20 +327,13 @@ class DiffusionAdapter:
 
 
 @contextmanager
-def _float32_head(model: nn.Module, pattern: str, *, enabled: bool) -> Iterator[None]:
-    """Inside, the last layer computes in float32.
+def _in_float32(heads: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, these layers, the last of a denoiser, compute in float32.
 
     A prediction in bfloat16 has three significant digits, and the difference between policy and
     reference, which beta multiplies by thousands, lies in the fourth and beyond.
     """
-    heads = [
-        layer
-        for denoiser in model.modules()
-        if isinstance(denoiser, ModelMixin)
-        for name, layer in denoiser.named_modules()
-        if fnmatch(name, pattern)
-    ]
-    hooks = [head.register_forward_hook(_again_in_float32) for head in heads if enabled]
+    hooks = [head.register_forward_hook(_again_in_float32) for head in heads]
     try:
         yield
     finally:
