@@ -131,7 +131,7 @@ def markdown() -> str:
     lines += [
         f"![{title}: loss and slope](images/{file}.svg)" for file, (title, _) in PICTURES.items()
     ]
-    lines += ["", LOGIC, "", trl.section(), "", "## One by one"]
+    lines += ["", LOGIC, "", trl.section(), "", ABSENT, "", "## One by one"]
     for name, entry in TABLE.items():
         lines += ["", f"### {name}", "", "```", f"{signature(name)}", ""]
         lines += [inspect.getdoc(entry.function) or "", "```"]
@@ -168,6 +168,13 @@ LOGIC = """## What losses say as logic
 reference-free losses, what each one says about which response the policy deems valid, and which
 loss is stricter than which. `logic(loss="cCPO")` trains one of them, `logic(formula="M_l implies
 M_w", given="M_w or M_l")` one of your own. arXiv:2412.17696."""
+
+
+ABSENT = """## What is not here
+
+Diffusion-RPO (arXiv:2406.06382) weighs pairs of different prompts by how alike prompts and pictures
+are, in a way of which no formula is published. InPO (arXiv:2503.18454) is DPO on pictures that were
+noised by inversion, in which its paper and its code differ."""
 
 
 def _table(entries: dict[str, Entry]) -> object:

@@ -320,7 +320,9 @@ def dspo(chosen: LogProbs, rejected: LogProbs, *, beta: Positive = 1e-3) -> Tens
 
     p, r, t: predictions of policy and reference, and the target; u = beta (1 - sigmoid(beta h)).
     The rejected image counts through u alone. For denoisers. ICLR 2025, openreview xyfb9HHvMe; the
-    form of its code for Stable Diffusion 1.5, where gradients flow through u too.
+    form of its code for Stable Diffusion 1.5, where gradients flow through u too. Scores are the
+    noise up to a factor: models that predict v or a velocity take errors of the noise
+    (--weighting epsilon) to be trained on the same loss.
     """
     push = beta * (-beta * margin(chosen, rejected)).sigmoid()
     error, reference, apart = -2 * chosen.policy, -2 * chosen.reference, 2 * chosen.kl
