@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,8 @@ from mmalign.data_builders.sampling import (
     draw,
     load,
 )
-from mmalign.errors import BadSample
+from mmalign.errors import BadSample, UserError
+from mmalign.evaluation.pairs import PairOptions, read_pairs
 from mmalign.media import open_image
 from mmalign.records import PLAIN, Preference, Provenance, Sample, media_of
 from mmalign.rewards.ensemble import How
@@ -79,7 +80,8 @@ def build_pairs(
     *,
     model: SampledModel,
     reward: str,
-    how: Literal["zscore", "rank", "wins"] = "zscore",
+    how: How = "zscore",
+    calibrated_on: str | None = None,
     samples: int = 4,
     rule: Rule = BEST_AGAINST_WORST,
     sampling: Sampling = AS_THE_MODEL,
@@ -93,9 +95,11 @@ def build_pairs(
     --reward "pick + 0.5*aesthetic" or --reward "rule(name='word_count', most=50)".
 
     Reward:
-        reward: What scores: aesthetic, clip, hps, image_reward, judge, pick, rule or vqa, with
-            options in parentheses; several with plus signs and weights.
-        how: What brings several rewards to one scale, among the samples of one prompt.
+        reward: What scores: aesthetic, clip, embeddings, hps, image_reward, judge, pick, rule or
+            vqa, with options in parentheses; several with plus signs and weights.
+        how: What brings several rewards to one scale: among the samples of one prompt zscore, rank
+            or wins; calibrated, what each one's margins are worth on labelled pairs.
+        calibrated_on: Dataset of these pairs (folder, file, glob or hub id); 500 are taken.
         samples: Samples per prompt.
 
     Sampling:
@@ -111,7 +115,7 @@ def build_pairs(
             --reward "rule(name='word_count', most=60)" --rule margin --least-margin 0.2 --out pairs
     """
     kept = cache_in(cache)
-    scorer = _reward(reward, how, cache)
+    scorer = _reward(reward, how, calibrated_on, cache)
     asked: list[Asked] = []
     for each in prompts:
         if reason := _unreadable(each):
@@ -179,9 +183,15 @@ def _as_chat(messages: Prompt) -> Prompt:
 
 
 @functools.lru_cache(maxsize=1)
-def _reward(spec: str, how: How, cache: Path | None) -> Reward:
+def _reward(spec: str, how: How, calibrated_on: str | None, cache: Path | None) -> Reward:
     """The reward, loaded once in this process."""
-    return load_reward(spec, how=how, cache=cache_in(cache))
+    if (how == "calibrated") != (calibrated_on is not None):
+        raise UserError(
+            "a calibrated ensemble needs labelled pairs, and no other does",
+            hint="give both --how calibrated and --calibrated-on DATASET",
+        )
+    pairs = [] if calibrated_on is None else read_pairs(PairOptions(data=calibrated_on))
+    return load_reward(spec, how=how, labelled=pairs, cache=cache_in(cache))
 
 
 command = as_command("reward-pairs", build_pairs, chunk=16)

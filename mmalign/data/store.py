@@ -400,12 +400,14 @@ def _continued(folder: Path, fresh: Manifest, resume: bool, overwrite: bool) -> 
     summary = f"{folder} holds a {state} dataset of {found.rows} rows".replace("a un", "an un")
     if found.complete:
         raise DatasetError(summary, hint="choose another folder, or replace it with overwrite.")
+    if not found.shards:  # it came to nothing, by wrong settings perhaps
+        return fresh
     if (found.format, found.origin) != (fresh.format, fresh.origin):
         raise DatasetError(
             f"{summary}, made from something else: {found.format}, {found.origin}",
             hint="choose another folder, or replace it with overwrite.",
         )
-    if found.shards and not resume:
+    if not resume:
         raise DatasetError(
             summary, hint="go on after its position with resume, or replace it with overwrite."
         )

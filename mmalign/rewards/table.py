@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mmalign.data.cache import Cache
-from mmalign.errors import UserError
+from mmalign.errors import BadSample, UserError
+from mmalign.records import Preference
 from mmalign.rewards.aesthetic import aesthetic
 from mmalign.rewards.clip import clip
-from mmalign.rewards.ensemble import Ensemble, How
+from mmalign.rewards.ensemble import Ensemble, How, calibrate
 from mmalign.rewards.hps import hps
 from mmalign.rewards.image_reward import image_reward
 from mmalign.rewards.judged import judge
+from mmalign.rewards.likeness import embeddings
 from mmalign.rewards.pick import pick
 from mmalign.rewards.rules import rule
-from mmalign.rewards.scorer import Reward
+from mmalign.rewards.scorer import Floats, Reward
 from mmalign.rewards.vqa import vqa
 
 REWARDS: dict[str, Callable[..., Reward]] = {
     "aesthetic": aesthetic,
     "clip": clip,
+    "embeddings": embeddings,
     "hps": hps,
     "image_reward": image_reward,
     "judge": judge,
@@ -32,17 +37,46 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 }
 
 
-def reward(spec: str, *, how: How = "zscore", cache: Cache | None = None) -> Reward:
+def reward(
+    spec: str,
+    *,
+    how: How = "zscore",
+    labelled: Sequence[Preference] = (),
+    cache: Cache | None = None,
+) -> Reward:
     """Load the reward, or the ensemble of rewards, that a spec names.
 
-    how: what brings several rewards to one scale. cache: where scores are kept.
-    Raises UserError for what is no spec.
+    how: what brings several rewards to one scale. labelled: pairs whose better side is known, which
+    "calibrated" learns the scales from. cache: where scores are kept.
+    Raises UserError for what is no spec, and where there are no pairs to calibrate on.
     """
     terms = parse(spec)
     loaded = [_load(name, options, cache=cache) for _, name, options in terms]
     if len(terms) == 1 and terms[0][0] == 1:
         return loaded[0]
-    return Ensemble(tuple(loaded), tuple(weight for weight, *_ in terms), how)
+    weights = tuple(weight for weight, *_ in terms)
+    if how != "calibrated":
+        return Ensemble(tuple(loaded), weights, how)
+    scales = tuple(calibrate(_margins(each, labelled)) for each in loaded)
+    return Ensemble(tuple(loaded), weights, how, scales)
+
+
+def _margins(scorer: Reward, labelled: Sequence[Preference]) -> Floats:
+    """(n,) Of the labelled pairs that can be scored. Raises UserError where none can."""
+    found = []
+    for preference in labelled:
+        try:
+            better, worse = scorer([preference.chosen, preference.rejected])
+        except BadSample:
+            continue
+        if np.isfinite(better - worse):
+            found.append(better - worse)
+    if not found:
+        raise UserError(
+            f"there are no labelled pairs to calibrate {scorer.name} on",
+            hint="name a dataset of preferences whose candidates it can score",
+        )
+    return np.array(found)
 
 
 def parse(spec: str) -> list[tuple[float, str, dict[str, Any]]]:

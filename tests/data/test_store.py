@@ -290,7 +290,8 @@ def test_finished_datasets_are_replaced_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_resuming_from_something_else_is_an_error(tmp_path: Path) -> None:
-    StoreWriter(tmp_path / "store", origin={"from": "a"})
+    StoreWriter(tmp_path / "store", origin={"from": "x"})  # which came to nothing
+    StoreWriter(tmp_path / "store", origin={"from": "a"}, shard_rows=1).write(made.chat())
     with pytest.raises(DatasetError, match="made from something else"):
         StoreWriter(tmp_path / "store", origin={"from": "b"}, resume=True)
 

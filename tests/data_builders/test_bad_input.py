@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import struct
+import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -213,3 +214,31 @@ def test_a_full_disk_is_no_inputs_fault(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="No space"):
         build(no_room, read_records(captions(tmp_path)), tmp_path / "out", show=False)
+
+
+def mount(folder: Path, size: str, *more: str) -> None:
+    options = ",".join((*more, f"size={size}"))
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs the right to do so")
+
+
+def test_a_small_disk_that_fills_and_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "StoreWriter", functools.partial(store.StoreWriter, shard_rows=30))
+    source = captions(tmp_path)
+    build(known, read_records(source), tmp_path / "whole", show=False)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    needed = sum(map(len, expected.values())) // 1024
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount(disk, f"{needed // 2}k")
+    try:
+        with pytest.raises(OSError, match="make room and run the same again"):
+            build(known, read_records(source), disk / "out", show=False)
+        shards = list((disk / "out").glob("part-*.parquet"))
+        assert 0 < len(shards) < sum(name.startswith("part-") for name in expected)
+        mount(disk, "4m", "remount")
+        build(known, read_records(source), disk / "out", show=False)
+        assert {path.name: path.read_bytes() for path in (disk / "out").iterdir()} == expected
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

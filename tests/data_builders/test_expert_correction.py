@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from mmalign import cli
 from mmalign.data import open_dataset
 from mmalign.data_builders.expert_correction import correction_in, rambles
 from mmalign.records import Span, Text, media_of, text_of
+from mmalign.rewards import judge
+from mmalign.rewards.endpoint import Endpoint
 
 ANSWER = "A dog sits here.  It is red!\nTwo cats sleep. Fine."
 
@@ -190,3 +195,40 @@ def test_opa_dpo_from_end_to_end(photos: Path, tmp_path: Path) -> None:
     assert cli.main([*words, "--objective", "opa_dpo()", "--out", str(done)]) == 0
     first = json.loads((done / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(4.4 * 0.6931471806, abs=1e-3)
+
+
+def test_an_endpoint_in_trouble_costs_only_what_it_garbles_or_refuses(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers 500 once, garbage always, too late once, and 400 always."""
+    hasty = functools.partial(Endpoint, timeout=0.5, pause=0.01)
+    monkeypatch.setattr(judge, "Endpoint", hasty)
+    failed: set[str] = set()
+
+    def troubled(body: dict[str, Any], number: int) -> Reply:
+        seen = re.search(r"A caption of (\d)", body["messages"][0]["content"][1]["text"])
+        assert seen is not None
+        if seen[1] == "1":
+            return "What a picture!"
+        if seen[1] == "3":
+            return 400
+        if seen[1] not in failed:
+            failed.add(seen[1])
+            if seen[1] == "0":
+                return 500
+            time.sleep(1)
+        return report(entry(own_answer(body), "A better answer.", 1))
+
+    with endpoint(lambda body, number: 503) as script:  # away altogether: the build stops
+        assert cli.main(command(photos, tmp_path / "out", script.url)) != 0
+    with endpoint(troubled) as script:
+        same = command(photos, tmp_path / "out", script.url, "--overwrite")
+        assert cli.main(same) == 0
+    made = [text_of(p.chosen.response) for p in open_dataset(tmp_path / "out")]
+    assert made == ["A better answer.", "A caption of 0.", "A better answer.", "A caption of 2."]
+    lines = [json.loads(x) for x in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [1, 3, 4]  # with the two that were used, all five
+    for line, reason in zip(
+        lines, ("could not be used", "refused", "no known format"), strict=True
+    ):
+        assert reason in line["reason"]

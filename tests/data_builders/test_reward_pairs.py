@@ -115,6 +115,28 @@ def test_a_language_model_and_a_rule(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert all(len(p.candidates) >= 2 for p in listed)
 
 
+def test_an_ensemble_calibrated_on_labelled_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = tmp_path / "labelled.jsonl"
+    texts = {"long": "One two three four five six seven.", "short": "One two three."}
+    rows = [("long", "short")] * 3 + [("short", "long")]
+    labelled.write_text(
+        "".join(
+            json.dumps({"prompt": f"{n}?", "chosen": texts[a], "rejected": texts[b]}) + "\n"
+            for n, (a, b) in enumerate(rows)
+        )
+    )
+    options = {"model": str(save_model(tmp_path / "model", "llama")), "samples": "3"}
+    options |= {"max-new-tokens": "24", "reward": f"{WORDS} + {WORDS}", "how": "calibrated"}
+    words = [*command(lines(tmp_path), tmp_path / "out", **options), "--chat"]
+    assert cli.main(words) != 0
+    assert "--calibrated-on" in capsys.readouterr().err
+    assert cli.main([*words, "--calibrated-on", str(labelled)]) == 0
+    for preference in open_dataset(tmp_path / "out"):
+        assert preference.source.models[1].startswith("calibrated[")
+
+
 def test_a_vision_language_model_on_a_folder_of_images(tmp_path: Path) -> None:
     model = save_family(tmp_path / "model", "llava")
     (tmp_path / "images").mkdir()

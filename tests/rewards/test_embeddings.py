@@ -12,8 +12,10 @@ import transformers
 from tiny_text_encoder import save_text_encoder
 
 from mmalign.data.cache import Cache
-from mmalign.errors import UserError
+from mmalign.errors import BadSample, UserError
+from mmalign.records import Message, Sample, Text
 from mmalign.rewards.embeddings import load_embedder
+from mmalign.rewards.table import reward
 
 TEXTS = ["a fox", "two dogs on a wide green lawn", "a fox", "red"]
 
@@ -48,3 +50,17 @@ def test_other_kinds_of_pooling_are_refused(tmp_path: Path) -> None:
     (folder / "1_Pooling/config.json").write_text(json.dumps(pooling))
     with pytest.raises(UserError, match="pooling_mode_max_tokens"):
         load_embedder(str(folder))
+
+
+def test_likeness_to_the_prompt_or_to_a_text_is_a_reward(tmp_path: Path) -> None:
+    folder = save_text_encoder(tmp_path / "model")
+    points = load_embedder(str(folder))(TEXTS).astype(np.float64)
+    asked = (Message("user", (Text(TEXTS[0]),)),)
+    samples = [Sample(asked, (Text(text),)) for text in TEXTS]
+    by_prompt = reward(f"embeddings(model={str(folder)!r})")
+    assert by_prompt(samples) == pytest.approx(points @ points[0], abs=1e-6)
+    to_red = reward(f"embeddings(model={str(folder)!r}, to='red')")
+    assert to_red(samples) == pytest.approx(points @ points[3], abs=1e-6)
+    assert by_prompt.name != to_red.name
+    with pytest.raises(BadSample, match="response is empty"):
+        to_red([Sample(asked, ())])

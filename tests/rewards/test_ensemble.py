@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmalign.errors import UserError
-from mmalign.records import Message, Sample, Text
+from mmalign.records import Message, Sample, Text, pair
 from mmalign.rewards.ensemble import Ensemble, calibrate, combine, rank, wins, zscore
 from mmalign.rewards.table import parse, reward
 
@@ -67,3 +67,18 @@ def test_specs_name_ensembles() -> None:
     assert both.name.startswith("rank(1*rule:")
     with pytest.raises(UserError, match="scale for each"):
         Ensemble((), (), "calibrated")
+
+
+def test_a_spec_is_calibrated_on_labelled_pairs() -> None:
+    prompt = (Message("user", (Text("Go on."),)),)
+    short, long = (
+        Sample(prompt, (Text(text),)) for text in ("One two three.", "One two three four five six.")
+    )
+    labelled = [pair(long, short)] * 3 + [pair(short, long)]
+    rules = "rule(name='word_count', least=5, least_words=1)"
+    spec = f"{rules} + 2*rule(name='word_count', least=6, least_words=1)"
+    both = reward(spec, how="calibrated", labelled=labelled)
+    # three right of four: odds of 3, whatever the unit of the margins, 0.4 and 0.5
+    assert both([long])[0] - both([short])[0] == pytest.approx((1 + 2) * np.log(3))
+    with pytest.raises(UserError, match="no labelled pairs"):
+        reward(spec, how="calibrated")
