@@ -45,6 +45,7 @@ class DrawOptions:
             none), or that of the log-probabilities.
         sample_temperature: Temperature of the tokens; 0 takes the likeliest ones.
         sample_top_k: Tokens to choose from, the likeliest ones; 0 is all.
+        sample_top_p: Share of the probability that tokens are drawn from; 1 is all.
         sample_plan: Tokens of the words that the model may write before it draws; 0 is none.
     """
 
@@ -53,6 +54,7 @@ class DrawOptions:
     sample_guidance: float | None = None
     sample_temperature: float = 1.0
     sample_top_k: int = 0
+    sample_top_p: float = 1.0
     sample_plan: int = 0
 
 
@@ -135,7 +137,8 @@ def align_image_tokens(
     )
     draws = {
         "guidance": sampling.sample_guidance, "temperature": sampling.sample_temperature,
-        "top_k": sampling.sample_top_k, "plan_tokens": sampling.sample_plan,
+        "top_k": sampling.sample_top_k, "top_p": sampling.sample_top_p,
+        "plan_tokens": sampling.sample_plan,
     }  # fmt: skip
     pictures = {
         "before": sampled(policy, prompts, seed=training.seed, out=out, stage="before", **draws)

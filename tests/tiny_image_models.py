@@ -10,6 +10,7 @@ import diffusers
 import torch
 import transformers
 from tiny_models import SPECIAL, tokenizer
+from tiny_vision_parts import AXES
 from transformers import JanusVQVAE, JanusVQVAEConfig, PreTrainedTokenizerFast
 
 CODES = 24
@@ -205,9 +206,7 @@ def _glm_image() -> tuple[Any, Any]:
         text_config={
             **WIDE, "vocab_size": len(words), "eos_token_id": CODES + 1,
             "pad_token_id": words.pad_token_id, "vision_vocab_size": CODES + 8,
-            "max_position_embeddings": 1024, "rope_parameters": {
-                "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1],
-            },
+            "max_position_embeddings": 1024, "rope_parameters": dict(AXES),
         },
         vision_config={
             "depth": 1, "hidden_size": 32, "num_heads": 2, "image_size": 64, "patch_size": 16,

@@ -26,7 +26,7 @@ from tiny_vision_families import (
     pixtral,
     smolvlm,
 )
-from tiny_vision_parts import CHAT, TEXT, VISION, Made, words
+from tiny_vision_parts import AXES, CHAT, TEXT, VISION, Made, words
 
 from mmalign.records import Media
 
@@ -69,11 +69,7 @@ def qwen2_5_vl() -> Made:
         },
         text_config={
             **TEXT,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-            },
+            "rope_parameters": dict(AXES),
         },
         image_token_id=image,
         video_token_id=video,
@@ -180,11 +176,7 @@ def qwen3_vl() -> Made:
         text_config={
             **TEXT,
             "head_dim": 8,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-            },
+            "rope_parameters": dict(AXES),
         },
         **{name: getattr(model.config, name) for name in names},
     )

@@ -36,6 +36,8 @@ VISION = {
     "patch_size": 14,
     "initializer_range": 0.2,
 }
+AXES = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+"""Rotary positions of time, height and width."""
 Made = tuple[Any, Any]
 """A model and its processor."""
 
