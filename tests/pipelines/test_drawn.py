@@ -17,7 +17,7 @@ from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
 from mmalign.pipelines.quickstart_image import PICTURES
-from mmalign.pipelines.quickstart_image_tokens import TOKENS
+from mmalign.pipelines.quickstart_image_tokens import TOKENS, quickstart_image_tokens
 from mmalign.pipelines.quickstart_video import VIDEOS
 from mmalign.playground.pictures import draw, prompts
 from mmalign.playground.tiny_filmer import random_filmer
@@ -103,6 +103,19 @@ def test_nothing_to_prefer_is_an_error_that_says_so(
     hopeless = replace(world, score=lambda shown, asked: 0.0)
     with pytest.raises(UserError, match="there is nothing to prefer"):
         align_on_own_drawings(hopeless, model, RECIPE, tmp_path / "run", seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_quickstart_of_image_tokens_gains_ten_points_and_more_than_its_control(
+    tmp_path: Path,
+) -> None:
+    quickstart_image_tokens(out=tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    good = {stage: found[stage]["satisfied"] for stage in ("before", "after", "control")}
+    assert good["after"]["value"] - good["before"]["value"] > 0.1
+    assert good["after"]["low"] > good["before"]["high"]
+    assert good["after"]["value"] > good["control"]["value"]
 
 
 def test_figures_are_means_over_prompts() -> None:
