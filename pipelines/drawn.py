@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,7 +69,7 @@ class World:
     things: what is drawn, in the plural. source: the model that comes with mmalign.
     prompts: of a split, "train" or "held_out", and a seed.
     read: a drawing as the checker sees it. score: how much of what was asked for it shows; 1 is all
-        of it. painted: where something is drawn, whatever it is.
+        of it. painted: where something is drawn, whatever it is. aspects: further figures, 0 .. 1.
     loading, sampling: options of the adapter's loader, and of its `sample`.
     command: what to type next for another model.
     """
@@ -86,6 +86,7 @@ class World:
     sampling: Mapping[str, Any]
     command: str
     library: str | None = None
+    aspects: Mapping[str, Callable[[NDArray[np.uint8], Any], float]] = field(default_factory=dict)
 
     def judged(self, media: Media, asked: Any) -> float:
         return self.score(self.read(media), asked)
@@ -144,11 +145,12 @@ def align_on_own_drawings(
     details = {
         "preferences": len(pairs), "steps": training.steps, "matmul_gflops": matmul_rate()
     }  # fmt: skip
+    gain = {f"over {stage}": gains(world, drawn, stage) for stage in ("before", "control")}
     save_metrics(
         out / "metrics.json", measured, n=len(unseen) * recipe.measured, seconds=clock.seconds,
-        seed=seed, details=details,
+        seed=seed, details=details | {"gain": _plain(gain)},
     )  # fmt: skip
-    _report(world, out, recipe, drawn, measured, details | {"seconds": clock.seconds})
+    _report(world, out, recipe, drawn, measured, gain, details | {"seconds": clock.seconds})
 
 
 def _preferences(
@@ -208,17 +210,40 @@ def _draw(
 def measure(world: World, drawn: Drawn) -> dict[str, Interval]:
     """Means over prompts, so that the intervals know that drawings of a prompt are alike.
     Diversity is nan where no prompt has two good drawings."""
-    found: dict[str, list[float]] = {SATISFIED: [], RIGHT: [], DIVERSITY: []}
+    found = {name: bootstrap_mean(each) for name, each in by_prompt(world, drawn).items()}
+    apart = []
     for asked, media in drawn.items():
         shown = [world.read(each) for each in media]
-        scores = [world.score(each, asked) for each in shown]
-        good = [each for each, right in zip(shown, scores, strict=True) if right == 1.0]
-        found[SATISFIED].append(len(good) / len(shown))
-        found[RIGHT].append(float(np.mean(scores)))
+        good = [world.painted(each) for each in shown if world.score(each, asked) == 1.0]
         if len(good) > 1:
-            found[DIVERSITY].append(diversity([world.painted(each) for each in good]))
+            apart.append(diversity(good))
     unknown = Interval(math.nan, math.nan, math.nan)
-    return {name: bootstrap_mean(each) if each else unknown for name, each in found.items()}
+    return found | {DIVERSITY: bootstrap_mean(apart) if apart else unknown}
+
+
+def by_prompt(world: World, drawn: Drawn) -> dict[str, list[float]]:
+    """The mean of each prompt's drawings, for every figure that every prompt has."""
+    judges = {
+        SATISFIED: lambda shown, asked: float(world.score(shown, asked) == 1.0),
+        RIGHT: world.score,
+        **world.aspects,
+    }
+    found: dict[str, list[float]] = {name: [] for name in judges}
+    for asked, media in drawn.items():
+        shown = [world.read(each) for each in media]
+        for name, judge in judges.items():
+            found[name].append(float(np.mean([judge(each, asked) for each in shown])))
+    return found
+
+
+def gains(world: World, drawn: Mapping[str, Drawn], over: str) -> dict[str, Interval]:
+    """How much more there is after alignment than in another stage, prompt by prompt: what prompts
+    differ in is not in these intervals."""
+    after, other = by_prompt(world, drawn["after"]), by_prompt(world, drawn[over])
+    return {
+        name: bootstrap_mean([a - b for a, b in zip(values, other[name], strict=True)])
+        for name, values in after.items()
+    }
 
 
 def diversity(painted: Sequence[NDArray[np.bool_]]) -> float:
@@ -239,10 +264,11 @@ def _report(
     recipe: Recipe,
     drawn: Mapping[str, Drawn],
     measured: Measured,
+    gain: Measured,
     details: Mapping[str, Any],
 ) -> None:
     n = len(drawn["before"])
-    summary = _summary(world, measured, n)
+    summary = _summary(world, measured, gain, n)
     labels = {
         SATISFIED: f"{world.things} that satisfy their prompt",
         RIGHT: "words of the prompt that are kept",
@@ -298,12 +324,20 @@ def _rows(world: World, drawn: Mapping[str, Drawn]) -> list[tuple[str, dict[str,
     return rows
 
 
-def _summary(world: World, measured: Measured, n: int) -> str:
+def _plain(found: Measured) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        stage: {name: interval._asdict() for name, interval in figures.items()}
+        for stage, figures in found.items()
+    }
+
+
+def _summary(world: World, measured: Measured, gain: Measured, n: int) -> str:
     share = {stage: found[SATISFIED] for stage, found in measured.items()}
-    gain = 100 * (share["after"].value - share["before"].value)
+    value, low, high = (100 * bound for bound in gain["over before"][SATISFIED])
     return (
         f"Of {world.things} to {n} prompts that were never trained on, "
         f"{share['before'].value:.0%} were as asked before and {share['after'].value:.0%} after "
-        f"alignment ({gain:+.0f} points); fine-tuning on the better {world.things} alone came to "
+        f"alignment ({value:+.0f} points, {low:+.0f} to {high:+.0f} prompt by prompt); "
+        f"fine-tuning on the better {world.things} alone came to "
         f"{share['control'].value:.0%}."
     )

@@ -15,14 +15,22 @@ from PIL import Image
 
 from mmalign.errors import UserError
 from mmalign.media import png
-from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings, diversity, measure
+from mmalign.pipelines.drawn import (
+    Recipe,
+    World,
+    align_on_own_drawings,
+    diversity,
+    gains,
+    measure,
+)
 from mmalign.pipelines.quickstart_image import PICTURES
 from mmalign.pipelines.quickstart_image_tokens import TOKENS, quickstart_image_tokens
 from mmalign.pipelines.quickstart_video import VIDEOS
-from mmalign.playground.pictures import draw, prompts
+from mmalign.playground.pictures import Shape, draw, prompts
 from mmalign.playground.tiny_filmer import random_filmer
 from mmalign.playground.tiny_janus import random_janus
 from mmalign.playground.tiny_painter import random_painter
+from mmalign.records import Media
 from mmalign.training.options import TrainingOptions
 
 RECIPE = Recipe(
@@ -85,6 +93,7 @@ def test_leaves_all_that_it_promises_and_goes_on(
     first = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(first) >= {"before", "after", "control", "seconds", "n", "seed", "preferences"}
     assert first["n"] == 8
+    assert set(first["gain"]) == {"over before", "over control"}
     report = (tmp_path / "run" / "report.html").read_text()
     assert report.count(f"data:{kind};base64,") == 4 * 3
     for stage in ("aligned", "control"):
@@ -130,6 +139,20 @@ def test_figures_are_means_over_prompts() -> None:
     found = measure(PICTURES, media)
     assert found["satisfied"].value == pytest.approx(3 / 4)
     assert found["diversity"].value == 0.0, "of one prompt, with two equal pictures"
+
+
+def test_gains_are_counted_prompt_by_prompt() -> None:
+    first, second = prompts("held_out")[:2]
+    look = random.Random(0)
+
+    def of(*painted: Shape) -> list[Media]:
+        return [png(Image.fromarray(np.asarray(draw(shape, look)))) for shape in painted]
+
+    drawn = {
+        "before": {first: of(first, second), second: of(first, first)},
+        "after": {first: of(first, first), second: of(second, first)},
+    }
+    assert gains(PICTURES, drawn, "before")["satisfied"] == (0.5, 0.5, 0.5)
 
 
 def test_diversity_is_one_for_drawings_that_share_nothing() -> None:
