@@ -60,6 +60,8 @@ class Asked(Protocol):
 
 Drawn = Mapping[Any, Sequence[Media]]
 """What was drawn to each prompt."""
+ByPrompt = Mapping[str, Sequence[float]]
+"""Figures by name, one number of each prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +122,17 @@ def align_on_own_drawings(
         return load_adapter(world.modality, str(source), lora=lora, **world.loading)
 
     drawn: dict[str, Drawn] = {}
+    judged: dict[str, ByPrompt] = {}
     measured: Measured = {}
+
+    def look(stage: str, policy: Adapter) -> None:
+        drawn[stage] = _draw(world, policy, unseen, recipe, out / "drawn" / stage, seed)
+        judged[stage] = by_prompt(world, drawn[stage])
+        measured[stage] = measure(judged[stage])
+
     with clock("before"):
         policy = fresh()
-        drawn["before"] = _draw(world, policy, unseen, recipe, out / "drawn" / "before", seed)
-        measured["before"] = measure(world, drawn["before"])
+        look("before", policy)
     with clock("preferences"):
         pairs = _preferences(world, policy, source.name, recipe, out / "preferences", seed)
     console.print(f"{len(pairs)} pairs of the model's own {world.things} ({out / 'preferences'})")
@@ -134,8 +142,7 @@ def align_on_own_drawings(
         fresh, pairs, recipe.objective, recipe.control, training, out, clock
     ):
         with clock(f"{world.things} {stage}"):
-            drawn[stage] = _draw(world, policy, unseen, recipe, out / "drawn" / stage, seed)
-            measured[stage] = measure(world, drawn[stage])
+            look(stage, policy)
         save_model(
             folder / "model", policy, base_model=source.name, title=f"{source.name}, {stage}",
             data=f"its own best and worst {world.things}", objective=spec,
@@ -145,7 +152,9 @@ def align_on_own_drawings(
     details = {
         "preferences": len(pairs), "steps": training.steps, "matmul_gflops": matmul_rate()
     }  # fmt: skip
-    gain = {f"over {stage}": gains(world, drawn, stage) for stage in ("before", "control")}
+    gain = {
+        f"over {stage}": gains(judged["after"], judged[stage]) for stage in ("before", "control")
+    }
     save_metrics(
         out / "metrics.json", measured, n=len(unseen) * recipe.measured, seconds=clock.seconds,
         seed=seed, details=details | {"gain": _plain(gain)},
@@ -207,43 +216,40 @@ def _draw(
     return {each: media[i * count : (i + 1) * count] for i, each in enumerate(unseen)}
 
 
-def measure(world: World, drawn: Drawn) -> dict[str, Interval]:
-    """Means over prompts, so that the intervals know that drawings of a prompt are alike.
-    Diversity is nan where no prompt has two good drawings."""
-    found = {name: bootstrap_mean(each) for name, each in by_prompt(world, drawn).items()}
-    apart = []
+def by_prompt(world: World, drawn: Drawn) -> ByPrompt:
+    """The mean of each prompt's drawings, in the order of the prompts; diversity is nan where a
+    prompt has not two good ones."""
+    judges = {RIGHT: world.score, **world.aspects}
+    found: dict[str, list[float]] = {SATISFIED: [], DIVERSITY: [], **{name: [] for name in judges}}
     for asked, media in drawn.items():
         shown = [world.read(each) for each in media]
-        good = [world.painted(each) for each in shown if world.score(each, asked) == 1.0]
-        if len(good) > 1:
-            apart.append(diversity(good))
-    unknown = Interval(math.nan, math.nan, math.nan)
-    return found | {DIVERSITY: bootstrap_mean(apart) if apart else unknown}
-
-
-def by_prompt(world: World, drawn: Drawn) -> dict[str, list[float]]:
-    """The mean of each prompt's drawings, for every figure that every prompt has."""
-    judges = {
-        SATISFIED: lambda shown, asked: float(world.score(shown, asked) == 1.0),
-        RIGHT: world.score,
-        **world.aspects,
-    }
-    found: dict[str, list[float]] = {name: [] for name in judges}
-    for asked, media in drawn.items():
-        shown = [world.read(each) for each in media]
-        for name, judge in judges.items():
-            found[name].append(float(np.mean([judge(each, asked) for each in shown])))
+        scores = {name: [judge(each, asked) for each in shown] for name, judge in judges.items()}
+        good = [each for each, score in zip(shown, scores[RIGHT], strict=True) if score == 1.0]
+        found[SATISFIED].append(len(good) / len(shown))
+        apart = diversity([world.painted(each) for each in good]) if len(good) > 1 else math.nan
+        found[DIVERSITY].append(apart)
+        for name, values in scores.items():
+            found[name].append(float(np.mean(values)))
     return found
 
 
-def gains(world: World, drawn: Mapping[str, Drawn], over: str) -> dict[str, Interval]:
+def measure(found: ByPrompt) -> dict[str, Interval]:
+    """Means over prompts, so that the intervals know that drawings of a prompt are alike."""
+    return {name: _known(values) for name, values in found.items()}
+
+
+def gains(after: ByPrompt, other: ByPrompt) -> dict[str, Interval]:
     """How much more there is after alignment than in another stage, prompt by prompt: what prompts
     differ in is not in these intervals."""
-    after, other = by_prompt(world, drawn["after"]), by_prompt(world, drawn[over])
     return {
-        name: bootstrap_mean([a - b for a, b in zip(values, other[name], strict=True)])
+        name: _known([a - b for a, b in zip(values, other[name], strict=True)])
         for name, values in after.items()
     }
+
+
+def _known(values: Sequence[float]) -> Interval:
+    known = [value for value in values if not math.isnan(value)]
+    return bootstrap_mean(known) if known else Interval(math.nan, math.nan, math.nan)
 
 
 def diversity(painted: Sequence[NDArray[np.bool_]]) -> float:
@@ -324,9 +330,13 @@ def _rows(world: World, drawn: Mapping[str, Drawn]) -> list[tuple[str, dict[str,
     return rows
 
 
-def _plain(found: Measured) -> dict[str, dict[str, dict[str, float]]]:
+def _plain(found: Measured) -> dict[str, Any]:
+    """JSON has no nan: what is not known is null."""
     return {
-        stage: {name: interval._asdict() for name, interval in figures.items()}
+        stage: {
+            name: {k: None if math.isnan(v) else v for k, v in interval._asdict().items()}
+            for name, interval in figures.items()
+        }
         for stage, figures in found.items()
     }
 

@@ -16,7 +16,6 @@ from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings
 from mmalign.pipelines.stages import hush
 from mmalign.playground.pictures import foreground, prompts, score
 from mmalign.playground.tiny_painter import LENGTH, TINY_PAINTER
-from mmalign.settings import save_settings
 from mmalign.training.options import TrainingOptions
 
 PICTURES = World(
@@ -48,7 +47,6 @@ RECIPE = Recipe(
 
 def quickstart_image(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
-    save_settings(out / "run.yaml", "quickstart", quickstart_image, locals())
     hush()
     source = TINY_PAINTER if model == "auto" else Path(model)
     align_on_own_drawings(PICTURES, source, RECIPE, out, seed=seed)

@@ -15,7 +15,6 @@ from mmalign.pipelines.drawn import Recipe, World, align_on_own_drawings
 from mmalign.pipelines.stages import hush
 from mmalign.playground.relations import foreground, prompts, score
 from mmalign.playground.tiny_janus import TINY_JANUS
-from mmalign.settings import save_settings
 from mmalign.training.options import TrainingOptions
 
 TOKENS = World(
@@ -48,7 +47,6 @@ RECIPE = Recipe(
 
 def quickstart_image_tokens(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
-    save_settings(out / "run.yaml", "quickstart", quickstart_image_tokens, locals())
     hush()
     source = TINY_JANUS if model == "auto" else Path(model)
     align_on_own_drawings(TOKENS, source, RECIPE, out, seed=seed)

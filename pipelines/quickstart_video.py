@@ -15,7 +15,6 @@ from mmalign.playground.pictures import foreground
 from mmalign.playground.tiny_filmer import LENGTH, TINY_FILMER
 from mmalign.playground.videos import FRAMES, SIDE, Frames, Motion, motions, score, seen
 from mmalign.records import Media
-from mmalign.settings import save_settings
 from mmalign.training.options import TrainingOptions
 
 
@@ -71,7 +70,6 @@ RECIPE = Recipe(
 
 def quickstart_video(*, model: str = "auto", out: Path, seed: int = 0) -> None:
     """See `mmalign quickstart --help`."""
-    save_settings(out / "run.yaml", "quickstart", quickstart_video, locals())
     hush()
     source = TINY_FILMER if model == "auto" else Path(model)
     align_on_own_drawings(VIDEOS, source, RECIPE, out, seed=seed)

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from mmalign.pipelines.drawn import (
     Recipe,
     World,
     align_on_own_drawings,
+    by_prompt,
     diversity,
     gains,
     measure,
 )
+from mmalign.pipelines.quickstart import quickstart
 from mmalign.pipelines.quickstart_image import PICTURES
 from mmalign.pipelines.quickstart_image_tokens import TOKENS, quickstart_image_tokens
 from mmalign.pipelines.quickstart_video import VIDEOS
@@ -105,6 +108,20 @@ def test_leaves_all_that_it_promises_and_goes_on(
     }
 
 
+@pytest.mark.parametrize("name", ["image", "image-tokens", "video"])
+def test_a_quickstart_that_was_stopped_is_known_again(
+    name: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds = []
+    module = f"mmalign.pipelines.quickstart_{name.replace('-', '_')}"
+    monkeypatch.setattr(f"{module}.align_on_own_drawings", lambda *_, seed: seeds.append(seed))
+    for _ in range(2):
+        quickstart(modality=name, out=tmp_path, seed=3)
+    assert seeds == [3, 3]
+    with pytest.raises(UserError, match="holds a run with seed 3, not 4"):
+        quickstart(modality=name, out=tmp_path, seed=4)
+
+
 def test_nothing_to_prefer_is_an_error_that_says_so(
     world_and_model: tuple[World, Path, str], tmp_path: Path
 ) -> None:
@@ -136,7 +153,7 @@ def test_figures_are_means_over_prompts() -> None:
         shape: [png(Image.fromarray(np.asarray(each))) for each in drawn]
         for shape, drawn in painted.items()
     }
-    found = measure(PICTURES, media)
+    found = measure(by_prompt(PICTURES, media))
     assert found["satisfied"].value == pytest.approx(3 / 4)
     assert found["diversity"].value == 0.0, "of one prompt, with two equal pictures"
 
@@ -152,7 +169,8 @@ def test_gains_are_counted_prompt_by_prompt() -> None:
         "before": {first: of(first, second), second: of(first, first)},
         "after": {first: of(first, first), second: of(second, first)},
     }
-    assert gains(PICTURES, drawn, "before")["satisfied"] == (0.5, 0.5, 0.5)
+    found = gains(*(by_prompt(PICTURES, drawn[stage]) for stage in ("after", "before")))
+    assert found["satisfied"] == (0.5, 0.5, 0.5)
 
 
 def test_diversity_is_one_for_drawings_that_share_nothing() -> None:
