@@ -1,8 +1,9 @@
 """The video quickstart: a small text-to-video model learns to film what it is asked for, as it
 often does not after a short training.
 
-The recipe was chosen by results on prompts of "tuning", which give preferences now and are not those
-of the report. An anchor is weak here: fine-tuning on own videos alone makes the filmer worse.
+The recipe was set after short runs that were measured on prompts of "tuning", which now give
+preferences too; those of the report served for nothing else. Its anchor is weak, as fine-tuning on
+own videos alone makes the filmer worse.
 """
 
 from __future__ import annotations
