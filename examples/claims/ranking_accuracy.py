@@ -6,16 +6,25 @@ each pair by Bradley-Terry, the majority is the label, and DPO stops where its l
 pairs is least. Because the raters are known, so is what the exact optimum would rank right.
 
 The first world that was tried had a reference of 8 nats, where the gap is small; whole answers of a
-language model differ by tens of nats. Both are shown, the larger one decides.
+language model differ by tens of nats. Both are shown. And a tiny Llama, through the same training
+as any model: raters vote on its own answers, two by two. Its first setting had a quarter as many
+and kept pairs of equally good ones, about every fourth, whose labels are lots: DPO told 54 %
+of held-out pairs apart, the gap was 39 points, and the claim did not hold, since 19 % [-16 %, 54 %]
+of the wrong pairs were corrected.
 """
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from _claim import Claim, Options, Outcome, figure, over_seeds, run
+from _lists import aligned, recipe
 from _loglinear import Labels, World, descend, sides, world
+from _smollm2 import fresh, prompt
 from torch import Tensor
 
 from mmalign.evaluation.diagnostics.ranking import (
@@ -24,7 +33,13 @@ from mmalign.evaluation.diagnostics.ranking import (
     idealized_ranking_accuracy,
     ranking_accuracy,
 )
-from mmalign.objectives import objective
+from mmalign.evaluation.scoring import score_pairs
+from mmalign.objectives import LogProbs, objective
+from mmalign.playground.instructions import Instruction
+from mmalign.playground.language_models import Recipe
+from mmalign.records import Preference, pair, text_of
+from mmalign.reference import AdapterOff
+from mmalign.training.seeds import derive
 
 CLAIM = Claim(
     "ranking_accuracy",
@@ -35,7 +50,9 @@ CLAIM = Claim(
 )
 BETA, RATERS = 0.1, 4
 SPREADS = (8.0, 25.0)
-"""Standard deviations of the reference's log-probabilities, nats; the last one decides."""
+"""Standard deviations of the reference's log-probabilities, nats; the last one counts."""
+REWARD = 3.0  # of an answer that keeps all rules, to the raters of the transformer
+STEPS, SEEDS, ANSWERS = 60, 6, 8  # of the transformer
 NAMES = {
     "reference": "ranking accuracy of the reference",
     "dpo": "ranking accuracy of dpo",
@@ -71,7 +88,49 @@ def trained(seed: int, spread: float, steps: int) -> dict[str, float]:
     )
     course = list(descend(here, loss, train, steps=steps, rate=0.02))
     theta = min(course, key=lambda one: float(loss(*sides(here, one, watched)).mean()))
-    chosen, rejected = sides(here, theta, held_out)
+    return judged(*sides(here, theta, held_out), share)
+
+
+def by_raters(
+    made: Recipe, asked: Sequence[Instruction], seed: int
+) -> tuple[list[Preference], Tensor]:
+    """The model's own answers to each instruction, two by two, where they keep the rules
+    differently well, by the majority of raters who know how well; and the share of votes (n,)."""
+    policy, draw = fresh(made, seed=seed), random.Random(f"votes {seed}")
+    often = [prompt(one) for one in asked for _ in range(ANSWERS)]
+    seeds = [derive(seed, "answer", number) for number in range(len(often))]
+    said = policy.sample(often, seeds, merge=True, **made.sampling)
+    kept, shares = [], []
+    for number in range(0, len(said), 2):
+        first, second = said[number : number + 2]
+        one = asked[number // ANSWERS]
+        ahead = one.score(text_of(first.response)) - one.score(text_of(second.response))
+        chance = 1 / (1 + math.exp(-REWARD * ahead))
+        votes = sum(draw.random() < chance for _ in range(RATERS)) / RATERS
+        if ahead and votes != 0.5:
+            kept.append(pair(first, second) if votes > 0.5 else pair(second, first))
+            shares.append(max(votes, 1 - votes))
+    return kept, torch.tensor(shares, dtype=torch.float64)
+
+
+def on_a_transformer(seed: int, options: Options) -> dict[str, float]:
+    """The figures of one run of `align` on a tiny Llama, by `NAMES`."""
+    made = recipe(quick=options.quick)
+    half = len(made.held_out) // 2
+    (train, _), (watched, _), (held_out, share) = (
+        by_raters(made, asked, seed)
+        for asked in (made.train, made.held_out[:half], made.held_out[half:])
+    )
+    policy, _ = aligned(
+        made, train, watched, f"dpo(beta={BETA})", options.out / CLAIM.name / str(seed),
+        seed=seed, quick=options.quick, steps=STEPS, eval_every=5,
+    )  # fmt: skip
+    found = score_pairs(policy, AdapterOff(policy), held_out)
+    return judged(found.chosen, found.rejected, share)
+
+
+def judged(chosen: LogProbs, rejected: LogProbs, share: Tensor) -> dict[str, float]:
+    """By `NAMES`, of held-out pairs (n,)."""
     c = difficulty(chosen, rejected)
     return {
         "reference": float((c <= 0).double().mean()),
@@ -84,30 +143,50 @@ def trained(seed: int, spread: float, steps: int) -> dict[str, float]:
 
 def measure(options: Options) -> Outcome:
     steps = 10 if options.quick else 300
-    figures = []
-    gaps = {}
-    for spread in SPREADS:
-        runs = [trained(seed, spread, steps) for seed in range(options.seeds)]
+    settings = {
+        f"reference of {spread:g} nats": [
+            trained(seed, spread, steps) for seed in range(options.seeds)
+        ]
+        for spread in SPREADS
+    }
+    settings["transformer"] = [
+        on_a_transformer(seed, options) for seed in range(min(SEEDS, options.seeds))
+    ]
+    figures, said, verdicts = [], [], []
+    for setting, runs in settings.items():
         found = {name: [run[name] for run in runs] for name in NAMES}
-        setting = f"reference of {spread:g} nats"
         figures += [figure(setting, words, found[name]) for name, words in NAMES.items()]
-        gaps[spread] = over_seeds([run["ideal"] - run["dpo"] for run in runs])
-    corrected = over_seeds(found["corrected"])
-    means = {name: over_seeds(values).value for name, values in found.items()}
-    first = SPREADS[0]
+        means = {name: over_seeds(values) for name, values in found.items()}
+        gap = over_seeds([run["ideal"] - run["dpo"] for run in runs])
+        verdicts.append(gap.low > 0.1 and means["corrected"].high < 0.5)
+        said.append(
+            f"{setting}: reference {means['reference'].value:.1%}, dpo {means['dpo'].value:.1%} "
+            f"(reward accuracy {means['reward'].value:.1%}), exact optimum "
+            f"{means['ideal'].value:.1%}, gap {gap.value:.1%} [{gap.low:.1%}, {gap.high:.1%}], "
+            f"corrected {means['corrected'].value:.1%}"
+        )
+    _, large, transformer = verdicts
+    failed = (
+        ""
+        if transformer
+        else "On the transformer it is not sure that the gap exceeds 10 points and that fewer than "
+        "half of the wrong pairs were corrected. "
+    )
     return Outcome(
         figures,
-        gaps[spread].low > 0.1 and corrected.high < 0.5,
-        f"Ranking accuracy on held-out pairs: reference {means['reference']:.1%}, dpo "
-        f"{means['dpo']:.1%} (its reward accuracy is {means['reward']:.1%}), exact optimum "
-        f"{means['ideal']:.1%}; of the pairs that the reference ranks wrongly dpo corrected "
-        f"{corrected.value:.1%}.",
-        f"The gap to the optimum is {gaps[spread].value:.1%} [{gaps[spread].low:.1%}, "
-        f"{gaps[spread].high:.1%}], with a reference of {first:g} nats {gaps[first].value:.1%}. "
-        "The paper finds 19 to 59 points, and fewer than 10 % of the wrong pairs corrected at the "
-        "least held-out loss; a log-linear policy carries what it learned over to held-out pairs "
-        "more easily.",
+        large and transformer,
+        f"Ranking accuracy on held-out pairs. {'; '.join(said)}.",
+        failed + LIMIT,
     )
+
+
+LIMIT = (
+    "The transformer's gap is more than the paper means: at its least held-out loss it had learned "
+    "little of these pairs at all, as its reward accuracy shows. In the exact worlds, where DPO "
+    "learned most of what there is, the gap is that between margins and ranks. The paper finds "
+    "gaps of 19 to 59 points, and fewer than 10 % of the wrong pairs corrected, for answers that "
+    "differ by tens of nats."
+)
 
 
 if __name__ == "__main__":
