@@ -220,7 +220,7 @@ def by_prompt(world: World, drawn: Drawn) -> ByPrompt:
     """The mean of each prompt's drawings, in the order of the prompts; diversity is nan where a
     prompt has not two good ones."""
     judges = {RIGHT: world.score, **world.aspects}
-    found: dict[str, list[float]] = {SATISFIED: [], DIVERSITY: [], **{name: [] for name in judges}}
+    found: dict[str, list[float]] = {name: [] for name in (SATISFIED, *judges, DIVERSITY)}
     for asked, media in drawn.items():
         shown = [world.read(each) for each in media]
         scores = {name: [judge(each, asked) for each in shown] for name, judge in judges.items()}
@@ -288,6 +288,12 @@ def _report(
             f"steps. {n} prompts whose combinations of words were never trained on, "
             f"{recipe.measured} {world.things} each with the same seeds; 95 % intervals over "
             "prompts.",
+        ),
+        section(
+            "What alignment gains",
+            figures(gain, labels=labels),
+            note="The differences prompt by prompt, with 95 % intervals: what one prompt is harder "
+            "than another is not in them.",
         ),
         section(
             world.things.capitalize(),
