@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -164,10 +165,33 @@ def segment_attention(
         )
         for _ in group[1:]:
             own_query, own_key, own_value = next(parts)
-            keys = torch.cat([prompt_key, own_key], dim=2)
-            values = torch.cat([prompt_value, own_value], dim=2)
-            out.append(_attend(own_query, keys, values, scaling, softcap, sliding_window))
+            given = (own_query, prompt_key, own_key, prompt_value, own_value)
+            out.append(_behind_prompt(*given, scaling, softcap, sliding_window))
     return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _behind_prompt(
+    query: Tensor,
+    prompt_key: Tensor,
+    own_key: Tensor,
+    prompt_value: Tensor,
+    own_value: Tensor,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """A response's attention. It is computed again for the gradient, at little cost, rather than
+    kept with a copy of the prompt's keys and values for every response."""
+
+    def attend(query: Tensor, *parts: Tensor) -> Tensor:
+        keys, values = (torch.cat(both, dim=2) for both in (parts[:2], parts[2:]))
+        return _attend(query, keys, values, scaling, softcap, window)
+
+    given = (query, prompt_key, own_key, prompt_value, own_value)
+    if not torch.is_grad_enabled():
+        return attend(*given)
+    again: Tensor = checkpoint(attend, *given, use_reentrant=False, preserve_rng_state=False)
+    return again
 
 
 def _attend(
