@@ -2,7 +2,8 @@
 
 On combinations that were never trained on, the playground's Janus draws one picture; the best of n;
 and the best of many begun pictures of which only the promising ones were finished (potential
-assessment). The reward is the exact checker, and the potential what it says of upper halves.
+assessment). The reward is the exact checker, and the potential what it says of upper halves. How
+many are begun and finished was chosen on prompts of "tuning".
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ CLAIM = Claim(
     "Best-of-n with the same reward and as many codes.",
 )
 CODES, ROWS = 36, 6
-BEGUN, FINISHED = 8, 2
+BEGUN, FINISHED = 6, 4
 SAME = (BEGUN + FINISHED) // 2
-"""8 upper halves and 2 lower ones are as many codes as 5 pictures."""
+"""6 upper halves and 4 lower ones are as many codes as 5 pictures."""
 ASSESSED, CONTROL = f"{BEGUN} begun, {FINISHED} finished", f"best of {SAME}"
 
 
@@ -91,4 +92,4 @@ def _outcome(shares: dict[str, list[float]], costs: dict[str, float]) -> Outcome
 
 
 if __name__ == "__main__":
-    run(CLAIM, measure, seeds=5)
+    run(CLAIM, measure, seeds=16)
