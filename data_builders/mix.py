@@ -8,12 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from mmalign.data.cache import Cache
 from mmalign.data.dataset import Preferences
 from mmalign.data.errors import DatasetError, RecordError
 from mmalign.data.split import split_by_prompt
 from mmalign.data_builders.command import as_command
-from mmalign.data_builders.near_duplicates import Nearby, fingerprint, perceptual_hash, runs
+from mmalign.data_builders.near_duplicates import (
+    Nearby,
+    fingerprint,
+    near_pairs,
+    perceptual_hash,
+    runs,
+)
 from mmalign.data_builders.records import read_prompts
 from mmalign.errors import BadSample, UserError
 from mmalign.media import open_image
@@ -240,22 +248,19 @@ def _one_side(
 
 def _look_alikes(hashes: Iterable[int], distance: int) -> dict[int, int]:
     """For each hash the smallest one that is linked to it by steps of at most `distance` bits."""
-    seen = Nearby(distance)
-    leader: dict[int, int] = {}
+    known = sorted(hashes)
+    leader = list(range(len(known)))
 
-    def head(hash_: int) -> int:
-        while leader[hash_] != hash_:
-            leader[hash_] = leader[leader[hash_]]
-            hash_ = leader[hash_]
-        return hash_
+    def head(place: int) -> int:
+        while leader[place] != place:
+            leader[place] = leader[leader[place]]
+            place = leader[place]
+        return place
 
-    for hash_ in sorted(hashes):
-        leader[hash_] = hash_
-        for other in seen.near(hash_):
-            one, two = sorted((head(hash_), head(other)))
-            leader[two] = one
-        seen.add(hash_)
-    return {hash_: head(hash_) for hash_ in leader}
+    for pair in near_pairs(np.array(known, np.uint64), distance):
+        one, two = sorted(map(head, pair))
+        leader[two] = one
+    return {hash_: known[head(place)] for place, hash_ in enumerate(known)}
 
 
 def _order(items: Sequence[tuple[int, ...]], seed: int) -> list[int]:

@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 BITS = 64
 SIDE = 32
+ROWS = 256
+"""Hashes that are compared with others at once."""
 RUN = 13
 """Words in a row that two texts share only if one has seen the other: GPT-3's rule."""
 
@@ -46,8 +49,7 @@ class Nearby:
 
     def __init__(self, distance: int) -> None:
         self.distance = distance
-        edges = np.linspace(0, BITS, distance + 2).round().astype(int).tolist()
-        self._pieces = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
+        self._pieces = _pieces(distance)
         self._seen: dict[tuple[int, int], list[int]] = {}
 
     def add(self, hash_: int) -> None:
@@ -63,6 +65,33 @@ class Nearby:
     def _keys(self, hash_: int) -> Iterator[tuple[int, int]]:
         for number, (low, mask) in enumerate(self._pieces):
             yield number, (hash_ >> low) & mask
+
+
+def near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[int, int]]:
+    """Places (i, j) of all hashes that differ in at most `distance` bits, some of them repeatedly.
+
+    As `Nearby`, of all hashes at once: those that share a piece are compared as whole arrays.
+    """
+    for low, mask in _pieces(distance):
+        piece = (hashes >> np.uint64(low)) & np.uint64(mask)
+        order = np.argsort(piece, kind="stable")
+        edges = np.flatnonzero(np.diff(piece[order])) + 1
+        for start, end in pairwise([0, *edges.tolist(), len(order)]):
+            for first in range(start, end - 1, ROWS):
+                rows, own = order[first : min(first + ROWS, end)], order[first:end]
+                differ = _ONES[(hashes[rows, None] ^ hashes[own]).view(np.uint16)]
+                bits = differ.reshape(len(rows), len(own), 4).sum(-1)
+                for i, j in np.argwhere(np.triu(bits <= distance, 1)):
+                    yield int(rows[i]), int(own[j])
+
+
+def _pieces(distance: int) -> list[tuple[int, int]]:
+    """Where each of distance + 1 pieces of a hash begins, and its mask."""
+    edges = np.linspace(0, BITS, distance + 2).round().astype(int).tolist()
+    return [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
+
+
+_ONES = np.array([number.bit_count() for number in range(2**16)], np.uint8)
 
 
 def plain(text: str) -> str:

@@ -15,7 +15,13 @@ from PIL import Image
 from mmalign import cli
 from mmalign.data import open_dataset, write_store
 from mmalign.data_builders.mix import build
-from mmalign.data_builders.near_duplicates import Nearby, fingerprint, perceptual_hash, runs
+from mmalign.data_builders.near_duplicates import (
+    Nearby,
+    fingerprint,
+    near_pairs,
+    perceptual_hash,
+    runs,
+)
 from mmalign.errors import UserError
 from mmalign.media import png
 from mmalign.records import Media, Message, Preference, Sample, Text, media_of, pair, text_of
@@ -73,6 +79,19 @@ def test_nearby_finds_all_that_is_near(hashes: list[int], flips: list[int], dist
         asked ^= 1 << bit
     expected = {other for other in hashes if (other ^ asked).bit_count() <= distance}
     assert index.near(asked) == expected
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=12), st.integers(0, 8))
+def test_all_pairs_that_are_near_are_found_at_once(hashes: list[int], distance: int) -> None:
+    known = [hash_ ^ flip for hash_ in hashes for flip in (0, 3 << 40, 2**distance - 1)]
+    found = near_pairs(np.array(known, np.uint64), distance)
+    expected = {
+        (i, j)
+        for j, other in enumerate(known)
+        for i, own in enumerate(known[:j])
+        if (own ^ other).bit_count() <= distance
+    }
+    assert {(min(pair), max(pair)) for pair in found} == expected
 
 
 def test_texts_are_compared_by_their_words() -> None:
