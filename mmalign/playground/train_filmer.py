@@ -2,7 +2,10 @@
 
 The autoencoder first, then text encoder and transformer together, from videos of the prompts to
 train on, and for so short a time that the filmer often films something else than was asked for:
-combinations of words that it knows more often than not, others in two cases of three.
+combinations of words that it knows more often than not, others in about half of the cases.
+
+The checkpoint that comes along has had these steps on these videos, from a form of the script that
+drew its random numbers in another order.
 """
 
 from __future__ import annotations
