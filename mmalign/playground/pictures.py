@@ -42,8 +42,11 @@ MOST = 8
 PURITY = 0.6
 """Share of a shape's pixels that must have its colour; drawn shapes have more than 0.65, because
 pixels on an edge are mixtures, which may resemble another colour."""
-HELD_OUT = 3
-"""One in so many combinations is held out."""
+Split = Literal["train", "tuning", "held_out"]
+"""Combinations to train on, to choose a recipe by, and to measure on: those of the last serve for
+nothing else."""
+SPLITS: tuple[Split, ...] = ("tuning", "held_out", "train", "train", "held_out", "train")
+"""The split of every sixth of the combinations."""
 
 Pixels = NDArray[np.uint8]
 
@@ -65,15 +68,14 @@ class Shape:
         return (Message(PLAIN, (Text(self.text),)),)
 
     @property
-    def held_out(self) -> bool:
-        """Whether this combination is kept from all training."""
-        return hashlib.sha256(self.text.encode()).digest()[0] % HELD_OUT == 0
+    def split(self) -> Split:
+        return SPLITS[hashlib.sha256(self.text.encode()).digest()[0] % len(SPLITS)]
 
 
-def prompts(split: Literal["train", "held_out"], *, seed: int = 0) -> list[Shape]:
+def prompts(split: Split, *, seed: int = 0) -> list[Shape]:
     """All prompts of a split, in random order. The splits share words, but no combination."""
     made = [Shape(*words) for words in product(COLOURS, KINDS, CORNERS)]
-    chosen = [shape for shape in made if shape.held_out == (split == "held_out")]
+    chosen = [shape for shape in made if shape.split == split]
     random.Random(f"pictures {split} {seed}").shuffle(chosen)
     return chosen
 
@@ -99,7 +101,7 @@ def draw(shape: Shape, look: random.Random) -> Pixels:
 def careless_caption(shape: Shape, annotator: random.Random, *, carelessness: float) -> Shape:
     """What an annotator writes who, with this probability, gets one word wrong.
 
-    A caption is never a held-out one.
+    A caption is always one of those to train on.
     """
     if annotator.random() >= carelessness:
         return shape
@@ -108,7 +110,7 @@ def careless_caption(shape: Shape, annotator: random.Random, *, carelessness: fl
         written
         for name, choices in words.items()
         for written in (replace(shape, **{name: choice}) for choice in choices)
-        if written != shape and not written.held_out
+        if written != shape and written.split == "train"
     ]
     return annotator.choice(wrong)
 

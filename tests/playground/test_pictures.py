@@ -31,7 +31,7 @@ def empty() -> np.ndarray:
 
 def test_the_checker_sees_what_was_drawn():
     look = random.Random(0)
-    for asked in 3 * (prompts("train") + prompts("held_out")):
+    for asked in 3 * (prompts("train") + prompts("tuning") + prompts("held_out")):
         assert seen(draw(asked, look)) == asked
 
 
@@ -65,9 +65,10 @@ def test_what_is_no_single_shape_scores_nothing():
 
 
 def test_the_splits_share_words_but_no_combination():
-    train, held_out = prompts("train"), prompts("held_out")
-    assert not set(train) & set(held_out)
-    assert len(train) + len(held_out) == len(COLOURS) * len(KINDS) * len(CORNERS)
+    train, tuning, held_out = prompts("train"), prompts("tuning"), prompts("held_out")
+    together = {*train, *tuning, *held_out}
+    assert len(together) == len(train) + len(tuning) + len(held_out)
+    assert len(together) == len(COLOURS) * len(KINDS) * len(CORNERS)
     for words in (COLOURS, KINDS, CORNERS):
         for word in words:
             assert any(word in shape.text.split() for shape in train)
@@ -76,13 +77,13 @@ def test_the_splits_share_words_but_no_combination():
     assert prompts("train", seed=1) != train
 
 
-def test_a_careless_caption_has_one_word_wrong_and_is_not_held_out():
+def test_a_careless_caption_has_one_word_wrong_and_is_one_to_train_on():
     annotator = random.Random(0)
     for asked in prompts("train"):
         written = careless_caption(asked, annotator, carelessness=1.0)
         pairs = zip(asked.text.split(), written.text.split(), strict=True)
         assert sum(one != other for one, other in pairs) == 1
-        assert not written.held_out
+        assert written.split == "train"
         assert careless_caption(asked, annotator, carelessness=0.0) == asked
 
 
