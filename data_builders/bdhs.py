@@ -2,7 +2,8 @@
 
 Almost all image tokens are hidden from the model while it completes sentences that it was given
 the beginnings of; what it writes then comes from its habits. arXiv:2407.02477, section 4 (BDHS).
-`rejected_answers` is the method, for datasets and inside training; `build` makes datasets of it.
+`rejected_answers` is the method, for datasets and inside training; `build` makes datasets of it,
+bdhs_online.py takes it into training.
 """
 
 from __future__ import annotations
@@ -253,69 +254,6 @@ def under_noise(
         replace(m, parts=tuple(shown(p) if isinstance(p, Media) else p for p in m.parts))
         for m in prompt
     )
-
-
-def online(
-    adapter: VisionLanguageAdapter,
-    embed: Embed,
-    *,
-    blinding: Blinding = PUBLISHED_BLINDING,
-    completing: Completing = PUBLISHED_COMPLETING,
-    batch_size: int = 16,
-) -> Callable[[Sequence[Preference], Sequence[int]], list[Preference | ValueError]]:
-    """Online BDHS, as `training.align` takes it for `remake`.
-
-    Before each step the chosen answers of its records are set against what the policy, as it is
-    then, writes unseeing. Where it writes the chosen answer again, or nothing, the record stays as
-    it was given, if it has a rejected answer.
-    """
-
-    def remake(
-        preferences: Sequence[Preference], seeds: Sequence[int]
-    ) -> list[Preference | ValueError]:
-        done: dict[int, Preference | ValueError] = {}
-        for place, each in enumerate(preferences):
-            if why := _unfit(adapter, each.chosen):
-                done[place] = BadSample(why)
-        fit = [place for place in range(len(preferences)) if place not in done]
-        made = rejected_answers(
-            adapter,
-            [preferences[place].chosen for place in fit],
-            [seeds[place] for place in fit],
-            embed,
-            blinding=blinding,
-            completing=completing,
-            batch_size=batch_size,
-        )
-        for place, rejected in zip(fit, made, strict=True):
-            done[place] = _remade(preferences[place], rejected)
-        return [done[place] for place in range(len(preferences))]
-
-    return remake
-
-
-def _unfit(adapter: VisionLanguageAdapter, sample: Sample) -> str:
-    """Why no answer can be set against this one; "" where one can."""
-    if not media_of(sample.prompt):
-        return "its prompt shows no image that could be hidden"
-    if any(isinstance(part, Media) for part in sample.response):
-        return "its answer is not text"
-    try:
-        adapter.size([sample])
-    except BadSample as error:
-        return str(error)
-    return ""
-
-
-def _remade(given: Preference, rejected: Rejected) -> Preference | ValueError:
-    chosen = given.chosen
-    if rejected.text and rejected.text != text_of(chosen.response).strip():
-        other = Sample(chosen.prompt, (Text(rejected.text),))
-        source = Provenance("bdhs", parents=(given.id,), details={"online": True})
-        return pair(chosen, other, aux=dict(given.aux), source=source)
-    if len(given.candidates) > 1:
-        return given
-    return BadSample(f"in {rejected.attempts} attempts the model wrote nothing else")
 
 
 def build(

@@ -152,7 +152,7 @@ def align_vlm(
 
 def _bdhs(online: OnlineOptions) -> Callable[[VisionLanguageAdapter], Remake]:
     from mmalign.data_builders.bdhs import Blinding
-    from mmalign.data_builders.bdhs import online as bdhs
+    from mmalign.data_builders.bdhs_online import online as bdhs
     from mmalign.data_builders.likeness import load_embed
 
     blinding = Blinding(

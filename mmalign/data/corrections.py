@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 
 from mmalign.records import Span, Text
@@ -36,3 +37,20 @@ def weigh_corrections(
             if last > first:
                 found.append(Span(words[first].start(), words[last - 1].end(), weight))
     return Text(chosen, tuple(spans[0])), Text(rejected, tuple(spans[1]))
+
+
+def edited_only(text: str, spans: Iterable[Sequence[int]]) -> Text:
+    """The text with a weight of 0 on what lies in none of the [start, end] of characters; without
+    any, all of it counts. Raises ValueError for spans that are none, or end behind the text."""
+    try:
+        inside = sorted((int(start), int(end)) for start, end in spans)
+    except (TypeError, ValueError) as error:
+        raise ValueError("is not a list of [start, end]") from error
+    if not all(0 <= start <= end <= len(text) for start, end in inside):
+        raise ValueError(f"has a span beyond the answer's {len(text)} characters")
+    outside, reached = [], 0
+    for start, end in [*inside, (len(text), len(text))] if inside else []:
+        if start > reached:
+            outside.append(Span(reached, start, 0.0))
+        reached = max(reached, end)
+    return Text(text, tuple(outside))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmalign.data import fields, reports, trl
-from mmalign.data.corrections import weigh_corrections
+from mmalign.data.corrections import edited_only, weigh_corrections
 from mmalign.data.errors import FieldError
 from mmalign.data.fields import PART, Row
 from mmalign.data.placeholders import Turn, messages, response
@@ -24,7 +24,6 @@ from mmalign.records import (
     Preference,
     Provenance,
     Sample,
-    Span,
     Text,
     pair,
     text_of,
@@ -244,28 +243,12 @@ def ic_vco(row: Row, root: Path | None = None) -> Preference:
     samples = []
     for image, side, spans in zip(media, ("chosen", "rejected"), IC_VCO_SPANS, strict=True):
         (answer,) = response(row.get(side), side)
-        edited = _edited(answer.text, row.get(spans), spans)
+        try:
+            edited = edited_only(answer.text, row.get(spans) or ())
+        except ValueError as error:
+            raise FieldError(spans, str(error)) from error
         samples.append(Sample(_asked(row.get("prompt"), "prompt", [image]), (edited,)))
     return Preference(tuple(samples), (1.0, 1.0), source=_source("ic-vco", row))
-
-
-def _edited(text: str, spans: Any, field: str) -> Text:
-    """The text with a weight of 0 on what lies in none of the spans; without spans all of it
-    counts."""
-    if not spans:
-        return Text(text)
-    try:
-        inside = sorted((int(start), int(end)) for start, end in spans)
-    except (TypeError, ValueError) as error:
-        raise FieldError(field, "is not a list of [start, end]") from error
-    if not all(0 <= start <= end <= len(text) for start, end in inside):
-        raise FieldError(field, f"has a span beyond the answer's {len(text)} characters")
-    outside, reached = [], 0
-    for start, end in [*inside, (len(text), len(text))]:
-        if start > reached:
-            outside.append(Span(reached, start, 0.0))
-        reached = max(reached, end)
-    return Text(text, tuple(outside))
 
 
 def llama_factory(row: Row, root: Path | None = None) -> Preference:
