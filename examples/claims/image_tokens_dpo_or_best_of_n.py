@@ -10,23 +10,16 @@ and once more for the reference. Three seeds left it open; the fourth was added 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from _claim import Claim, Options, Outcome, figure, over_seeds, run, surely_above
+from _image_tokens import aligned, as_asked, drawn, load, repeated
 from numpy.typing import NDArray
 
-from mmalign.adapters.image_tokens import ImageTokenAdapter, load_image_tokens
-from mmalign.objectives import objective
-from mmalign.pipelines.quickstart_image_tokens import RECIPE, TOKENS
-from mmalign.playground.relations import Asked, prompts
-from mmalign.records import Media, Preference, Sample, pair, thumb
-from mmalign.training.align import align
-from mmalign.training.seeds import derive
+from mmalign.pipelines.quickstart_image_tokens import RECIPE
+from mmalign.playground.relations import prompts
+from mmalign.records import Preference, Sample, pair, thumb
 
 FEW, MANY = 1_000, 100_000  # pictures that are wanted
 CLAIM = Claim(
@@ -72,32 +65,6 @@ def measure(options: Options) -> Outcome:
     return _outcome(shares, cost)
 
 
-def load(seed: int) -> ImageTokenAdapter:
-    """The playground's Janus with a fresh LoRA."""
-    torch.manual_seed(derive(seed, "lora"))
-    return load_image_tokens(TOKENS.source, lora={"r": RECIPE.lora_rank})
-
-
-def repeated(asked: Sequence[Asked], each: int) -> list[Asked]:
-    return [one for one in asked for _ in range(each)]
-
-
-def drawn(adapter: ImageTokenAdapter, asked: Sequence[Asked], seed: int, what: str) -> list[Sample]:
-    """A picture for each of `asked`."""
-    seeds = [derive(seed, what, index) for index in range(len(asked))]
-    return adapter.sample([one.prompt for one in asked], seeds, **TOKENS.sampling)
-
-
-def as_asked(samples: Sequence[Sample], asked: Sequence[Asked]) -> NDArray[np.bool_]:
-    """(n,) whether each picture is as asked for, by the exact checker."""
-    right = []
-    for sample, one in zip(samples, asked, strict=True):
-        (media,) = sample.response
-        assert isinstance(media, Media)
-        right.append(TOKENS.judged(media, one) == 1)
-    return np.array(right)
-
-
 def right_against_wrong(
     samples: Sequence[Sample], right: NDArray[np.bool_], each: int
 ) -> list[Preference]:
@@ -110,15 +77,6 @@ def right_against_wrong(
             best, worst = start + int(own.argmax()), start + int(own.argmin())
             pairs.append(pair(samples[best], samples[worst]))
     return pairs
-
-
-def aligned(data: Sequence[Preference], spec: str, steps: int, seed: int) -> ImageTokenAdapter:
-    """The Janus after training as in the quickstart."""
-    adapter = load(seed)
-    training = replace(RECIPE.training, steps=steps, seed=seed, save_every=0)
-    with tempfile.TemporaryDirectory() as folder:
-        align(adapter, data, (), objective(spec), training, Path(folder))
-    return adapter
 
 
 def best_of(counts: Sequence[int], n: float) -> float:
