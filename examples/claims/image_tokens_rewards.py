@@ -47,6 +47,7 @@ CONTENTS = {
 
 def measure(options: Options) -> Outcome:
     size = 20 if options.quick else 1  # how many times smaller
+    each = 2 if options.quick else MEASURED
     found: dict[tuple[str, str], list[float]] = {}
     for seed in range(options.seeds):
         train = prompts("train", seed=seed)
@@ -59,7 +60,7 @@ def measure(options: Options) -> Outcome:
             judge = _judge(known, LABELLED // size, seed)
             pairs[name] = _pairs(samples, judge(_features(samples, questions)))
             for where, asked in (("in domain", few), ("out of domain", unseen)):
-                told = repeated(asked, MEASURED)
+                told = repeated(asked, each)
                 shown = drawn(base, told, seed, f"judged {where}")
                 accuracy = _balanced(judge(_features(shown, told)), as_asked(shown, told))
                 found.setdefault((name, f"judge's accuracy, {where}"), []).append(accuracy)
@@ -73,7 +74,7 @@ def measure(options: Options) -> Outcome:
         policies[CONTROL] = aligned(chosen, RECIPE.control, steps, seed)
         for name, policy in policies.items():
             for where, asked in (("in domain", few), ("out of domain", unseen)):
-                told = repeated(asked, MEASURED)
+                told = repeated(asked, each)
                 right = as_asked(drawn(policy, told, seed, f"measured {where}"), told)
                 key = (name, f"pictures as asked for, {where}")
                 found.setdefault(key, []).append(float(right.mean()))
